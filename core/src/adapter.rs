@@ -1,0 +1,866 @@
+//! How bytes reach a client: a push outlet writes to the socket at once and queues only while the socket is full; a
+//! pull outlet keeps what happened until the client has fetched and acknowledged it.
+//!
+//! Both are the [`CallbackAdapter`] that a lane hands batches to: synchronous, never blocking, never awaiting. Both
+//! also hold the session's reply slots, which keep the replies in the order of the commands.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use atomic_waker::AtomicWaker;
+use bytes::{Buf, Bytes};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    Refusal,
+    clock::{self, Instant},
+    config::QueueLimits,
+    message::{Frame, Framing},
+    telemetry::TransportMetrics,
+};
+
+/// What a queued piece costs beside its bytes: the handle and its share of the buffer's own account.
+const PIECE_COST: usize = 64;
+/// Replies of one read turn are gathered up to here, then written.
+const CORK_BYTES: usize = 16 << 10;
+/// Most pieces handed to one vectored write.
+const MAX_SLICES: usize = 64;
+
+/// A non-blocking writer: a socket, or the pipe of a test.
+pub trait TryWrite: Send + Sync + 'static {
+    /// Writes what the other end takes now.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes nothing now; anything else means that the connection is lost.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// The same for several pieces in order.
+    ///
+    /// # Errors
+    /// As [`TryWrite::try_write`].
+    fn try_write_vectored(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Ready when a write may take something again.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+/// What a lane hands to a member: some events of one room, laid out once for each way of framing in use.
+pub(crate) struct Batch {
+    frames: Vec<Frame>,
+    laid: [Option<Layout>; 2],
+}
+
+struct Layout {
+    bytes: Bytes,
+    /// Where each event begins, and the end of the last.
+    starts: Vec<usize>,
+}
+
+impl Batch {
+    pub(crate) fn new(frames: Vec<Frame>) -> Self {
+        Self {
+            frames,
+            laid: [None, None],
+        }
+    }
+
+    pub(crate) fn frames(&self, skip: usize) -> &[Frame] {
+        self.frames.get(skip..).unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// The events from the `skip`-th on, as one piece. Laid out when first asked for.
+    pub(crate) fn framed(&mut self, framing: Framing, skip: usize) -> Bytes {
+        let layout =
+            self.laid[framing as usize].get_or_insert_with(|| Layout::new(&self.frames, framing));
+        if skip == 0 {
+            layout.bytes.clone()
+        } else {
+            layout.bytes.slice(layout.starts[skip]..)
+        }
+    }
+}
+
+impl Layout {
+    fn new(frames: &[Frame], framing: Framing) -> Self {
+        if let [frame] = frames {
+            let bytes = frame.framed(framing);
+            return Self {
+                starts: vec![0, bytes.len()],
+                bytes,
+            };
+        }
+        let mut bytes = Vec::with_capacity(
+            frames
+                .iter()
+                .map(|frame| frame.as_framed(framing).len())
+                .sum(),
+        );
+        let mut starts = Vec::with_capacity(frames.len() + 1);
+        for frame in frames {
+            starts.push(bytes.len());
+            bytes.extend_from_slice(frame.as_framed(framing));
+        }
+        starts.push(bytes.len());
+        Self {
+            bytes: bytes.into(),
+            starts,
+        }
+    }
+}
+
+/// What became of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// Written, or queued within bounds.
+    Taken(usize),
+    /// The queue is over its bound: a slow consumer.
+    Full,
+    /// The connection is lost.
+    Lost,
+    /// The session has ended.
+    Closed,
+}
+
+/// The answer to one command.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) frame: Frame,
+    /// Where the command was refused: what a status is made of.
+    pub(crate) refusal: Option<Box<Refusal>>,
+}
+
+impl From<Frame> for Answer {
+    fn from(frame: Frame) -> Self {
+        Self {
+            frame,
+            refusal: None,
+        }
+    }
+}
+
+impl Answer {
+    pub(crate) fn refused(frame: Frame, refusal: Refusal) -> Self {
+        Self {
+            frame,
+            refusal: Some(Box::new(refusal)),
+        }
+    }
+}
+
+/// The way from a lane to one member. Nothing here may block or await: a lane serves many rooms.
+pub(crate) trait CallbackAdapter {
+    /// Answers the command that holds `slot`: `init`, `left`, `sent`. Replies leave in the order of the slots.
+    fn complete(&self, slot: Slot, reply: Answer) -> Delivery;
+    /// The events of `batch` from the `skip`-th on.
+    fn deliver(&self, batch: &mut Batch, skip: usize) -> Delivery;
+    /// An object outside rooms and replies: an unasked `left`, say.
+    fn say(&self, frame: &Frame) -> Delivery;
+    /// Takes the next slot, for a command that is answered later.
+    fn reserve(&self) -> Slot;
+}
+
+/// The number of a reply slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot(u64);
+
+/// The way to one client.
+pub(crate) enum Outlet {
+    Push(PushOutlet),
+    Pull(PullOutlet),
+}
+
+impl CallbackAdapter for Outlet {
+    fn complete(&self, slot: Slot, reply: Answer) -> Delivery {
+        match self {
+            Self::Push(push) => push.complete(slot, reply),
+            Self::Pull(pull) => pull.complete(slot, reply),
+        }
+    }
+
+    fn deliver(&self, batch: &mut Batch, skip: usize) -> Delivery {
+        match self {
+            Self::Push(push) => push.deliver(batch, skip),
+            Self::Pull(pull) => pull.deliver(batch, skip),
+        }
+    }
+
+    fn say(&self, frame: &Frame) -> Delivery {
+        match self {
+            Self::Push(push) => push.say(frame),
+            Self::Pull(pull) => pull.say(frame),
+        }
+    }
+
+    fn reserve(&self) -> Slot {
+        match self {
+            Self::Push(push) => push.reserve(),
+            Self::Pull(pull) => pull.reserve(),
+        }
+    }
+}
+
+impl Outlet {
+    /// Asks the client for a sign of life, where the framing can.
+    pub(crate) fn ping(&self) {
+        if let Self::Push(push) = self
+            && let Some(ping) = push.framing.ping()
+        {
+            push.write(&Bytes::from_static(ping));
+        }
+    }
+
+    /// Queues `bye` as the last thing; whatever is handed over later is dropped. `None`: the peer is gone.
+    pub(crate) fn close(&self, bye: Option<&Frame>, code: u16, word: &str, drop_queue: bool) {
+        match self {
+            Self::Push(push) => push.close(bye, code, word, drop_queue),
+            Self::Pull(pull) => pull.close(bye),
+        }
+    }
+}
+
+/// The way to a client that holds a connection open.
+pub(crate) struct PushOutlet {
+    socket: Arc<dyn TryWrite>,
+    framing: Framing,
+    limit: usize,
+    /// The connection's task, which alone awaits writability and alone runs commands.
+    pub(crate) waker: AtomicWaker,
+    queued: metrics::Gauge,
+    out: Mutex<Out>,
+}
+
+#[derive(Default)]
+struct Out {
+    queue: VecDeque<Bytes>,
+    /// Bytes in `queue`, and [`PIECE_COST`] for each piece.
+    cost: usize,
+    /// A piece of which a part was written stands first: it must be finished.
+    torn: bool,
+    /// Replies of the read turn under way.
+    cork: Vec<u8>,
+    corked: bool,
+    slots: VecDeque<Option<Frame>>,
+    first_slot: u64,
+    /// Slots not answered yet.
+    unanswered: usize,
+    state: State,
+    /// When the socket last took something while it was full; `None` while nothing is queued.
+    blocked: Option<Instant>,
+    /// There is something that only the connection's task can do.
+    wake: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    #[default]
+    Open,
+    /// The last object is queued.
+    Closing,
+    /// Lost, or given up: nothing is written any more.
+    Dead,
+}
+
+/// How far a push outlet is, for the connection's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nothing is queued.
+    Idle,
+    /// The socket is full, without progress since then.
+    Blocked(Instant),
+    /// Everything was written, and it was the last.
+    Finished,
+    /// The connection is lost.
+    Lost,
+}
+
+impl PushOutlet {
+    pub(crate) fn new(
+        socket: Arc<dyn TryWrite>,
+        framing: Framing,
+        limit: usize,
+        metrics: &TransportMetrics,
+    ) -> Self {
+        let queued = metrics.queued.clone();
+        Self {
+            socket,
+            framing,
+            limit,
+            waker: AtomicWaker::new(),
+            queued,
+            out: Mutex::default(),
+        }
+    }
+
+    /// Writes `bytes`, or queues what the socket does not take.
+    pub(crate) fn write(&self, bytes: &Bytes) -> Delivery {
+        let mut out = self.out.lock();
+        let delivery = self.write_locked(&mut out, bytes);
+        self.settle(out);
+        delivery
+    }
+
+    /// A reply that is ready at once. It still waits for the replies before it.
+    pub(crate) fn reply(&self, reply: Frame) -> Delivery {
+        let mut out = self.out.lock();
+        let delivery = if out.slots.is_empty() {
+            self.write_reply(&mut out, &reply)
+        } else {
+            out.slots.push_back(Some(reply));
+            Delivery::Taken(0)
+        };
+        self.settle(out);
+        delivery
+    }
+
+    /// How many replies are owed, and how many of them have no answer yet.
+    pub(crate) fn owed(&self) -> (usize, usize) {
+        let out = self.out.lock();
+        (out.slots.len(), out.unanswered)
+    }
+
+    /// Gathers replies from now on, until [`PushOutlet::uncork`].
+    pub(crate) fn cork(&self) {
+        self.out.lock().corked = true;
+    }
+
+    /// Writes what was gathered.
+    pub(crate) fn uncork(&self) -> Delivery {
+        let mut out = self.out.lock();
+        out.corked = false;
+        let delivery = self.flush_cork(&mut out);
+        self.settle(out);
+        delivery
+    }
+
+    fn write_reply(&self, out: &mut Out, reply: &Frame) -> Delivery {
+        if out.state != State::Open {
+            return Delivery::Closed;
+        }
+        if !out.corked {
+            return self.write_locked(out, &reply.framed(self.framing));
+        }
+        out.cork.extend_from_slice(reply.as_framed(self.framing));
+        if out.cork.len() >= CORK_BYTES {
+            self.flush_cork(out)
+        } else {
+            Delivery::Taken(0)
+        }
+    }
+
+    fn flush_cork(&self, out: &mut Out) -> Delivery {
+        if out.cork.is_empty() {
+            return Delivery::Taken(0);
+        }
+        let cork = Bytes::from(std::mem::take(&mut out.cork));
+        self.write_locked(out, &cork)
+    }
+
+    fn write_locked(&self, out: &mut Out, bytes: &Bytes) -> Delivery {
+        if out.state != State::Open {
+            return Delivery::Closed;
+        }
+        if !out.cork.is_empty() {
+            self.flush_cork(out);
+        }
+        if !out.queue.is_empty() {
+            return self.park(out, bytes.clone());
+        }
+        match self.socket.try_write(bytes) {
+            Ok(written) if written == bytes.len() => Delivery::Taken(written),
+            Ok(written) => {
+                out.torn = true;
+                self.park(out, bytes.slice(written..))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.park(out, bytes.clone())
+            }
+            Err(_) => {
+                out.state = State::Dead;
+                out.wake = true;
+                Delivery::Lost
+            }
+        }
+    }
+
+    fn park(&self, out: &mut Out, bytes: Bytes) -> Delivery {
+        let length = bytes.len();
+        if out.blocked.is_none() {
+            out.blocked = Some(clock::now());
+            out.wake = true;
+        }
+        self.report(out.cost, out.cost + length + PIECE_COST);
+        out.cost += length + PIECE_COST;
+        out.queue.push_back(bytes);
+        if out.cost > self.limit {
+            Delivery::Full
+        } else {
+            Delivery::Taken(length)
+        }
+    }
+
+    fn report(&self, before: usize, after: usize) {
+        // Exact: queues are far smaller than 2^53 bytes.
+        if after > before {
+            self.queued.increment((after - before) as f64);
+        } else if before > after {
+            self.queued.decrement((before - after) as f64);
+        }
+    }
+
+    /// Wakes the task for what it alone can do, once the lock is released.
+    fn settle(&self, mut out: MutexGuard<'_, Out>) {
+        let wake = std::mem::take(&mut out.wake);
+        drop(out);
+        if wake {
+            self.waker.wake();
+        }
+    }
+
+    /// Writes what is queued, for the connection's task: registers its waker for writability where needed.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Progress {
+        let mut out = self.out.lock();
+        loop {
+            match out.state {
+                State::Dead => return Progress::Lost,
+                State::Closing if out.queue.is_empty() => return Progress::Finished,
+                State::Open | State::Closing => (),
+            }
+            let Some(since) = out.blocked else {
+                return Progress::Idle;
+            };
+            match self.socket.poll_write_ready(cx) {
+                Poll::Pending => return Progress::Blocked(since),
+                Poll::Ready(Ok(())) => (),
+                Poll::Ready(Err(_)) => {
+                    out.state = State::Dead;
+                    continue;
+                }
+            }
+            let mut slices = [io::IoSlice::new(&[]); MAX_SLICES];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&out.queue) {
+                *slice = io::IoSlice::new(piece);
+                count += 1;
+            }
+            match self.socket.try_write_vectored(&slices[..count]) {
+                Ok(written) => {
+                    let before = out.cost;
+                    out.advance(written);
+                    self.report(before, out.cost);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(_) => out.state = State::Dead,
+            }
+        }
+    }
+
+    fn close(&self, bye: Option<&Frame>, code: u16, word: &str, drop_queue: bool) {
+        let mut out = self.out.lock();
+        if out.state == State::Open {
+            if drop_queue {
+                let before = out.cost;
+                out.keep_torn_piece();
+                self.report(before, out.cost);
+            }
+            if let Some(bye) = bye {
+                let mut last = bye.as_framed(self.framing).to_vec();
+                last.extend_from_slice(&self.framing.closing(code, word));
+                self.write_locked(&mut out, &last.into());
+            } else {
+                self.flush_cork(&mut out);
+            }
+            if out.state == State::Open {
+                out.state = State::Closing;
+            }
+        }
+        out.slots = VecDeque::new();
+        drop(out);
+        self.waker.wake();
+    }
+}
+
+impl CallbackAdapter for PushOutlet {
+    fn complete(&self, slot: Slot, reply: Answer) -> Delivery {
+        let mut out = self.out.lock();
+        if out.state != State::Open {
+            return Delivery::Closed;
+        }
+        let index = usize::try_from(slot.0.wrapping_sub(out.first_slot)).unwrap_or(usize::MAX);
+        match out.slots.get_mut(index) {
+            Some(place @ None) => *place = Some(reply.frame),
+            // Answered before: a log may deliver twice.
+            _ => return Delivery::Closed,
+        }
+        out.unanswered -= 1;
+        let mut delivery = Delivery::Taken(0);
+        while let Some(Some(_)) = out.slots.front() {
+            let ready = out.slots.pop_front().flatten().expect("just seen");
+            out.first_slot += 1;
+            delivery = self.write_reply(&mut out, &ready);
+        }
+        if out.slots.is_empty() {
+            out.slots = VecDeque::new();
+        }
+        // The task may wait for this answer before it runs the next command; while corked it is running.
+        out.wake |= !out.corked;
+        self.settle(out);
+        delivery
+    }
+
+    fn deliver(&self, batch: &mut Batch, skip: usize) -> Delivery {
+        self.write(&batch.framed(self.framing, skip))
+    }
+
+    fn say(&self, frame: &Frame) -> Delivery {
+        self.write(&frame.framed(self.framing))
+    }
+
+    fn reserve(&self) -> Slot {
+        let mut out = self.out.lock();
+        let slot = Slot(out.first_slot + out.slots.len() as u64);
+        out.slots.push_back(None);
+        out.unanswered += 1;
+        slot
+    }
+}
+
+impl Drop for PushOutlet {
+    fn drop(&mut self) {
+        let cost = self.out.get_mut().cost;
+        self.report(cost, 0);
+    }
+}
+
+impl fmt::Debug for PushOutlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PushOutlet")
+            .field("framing", &self.framing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Out {
+    fn advance(&mut self, mut written: usize) {
+        self.blocked = Some(clock::now());
+        while let Some(first) = self.queue.front_mut() {
+            if written < first.len() {
+                self.torn |= written > 0;
+                self.cost -= written;
+                first.advance(written);
+                return;
+            }
+            written -= first.len();
+            self.cost -= first.len() + PIECE_COST;
+            self.torn = false;
+            self.queue.pop_front();
+        }
+        self.blocked = None;
+        // A queue that was needed once is not kept for ever.
+        self.queue = VecDeque::new();
+    }
+
+    /// Drops what is queued but the piece that was begun: the peer must see whole frames to the end.
+    fn keep_torn_piece(&mut self) {
+        let keep = usize::from(self.torn);
+        self.cork = Vec::new();
+        self.queue.truncate(keep);
+        self.cost = self
+            .queue
+            .iter()
+            .map(|piece| piece.len() + PIECE_COST)
+            .sum();
+        if self.queue.is_empty() {
+            self.blocked = None;
+        }
+    }
+}
+
+/// The way to a client that fetches what happened.
+pub(crate) struct PullOutlet {
+    limits: QueueLimits,
+    /// Polls under way: they count as activity.
+    polls: AtomicUsize,
+    /// Commands that run or wait for their turn.
+    commands: AtomicUsize,
+    one_at_a_time: Semaphore,
+    inner: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// The number of the first event kept. Events are numbered from 1.
+    first: u64,
+    events: VecDeque<Bytes>,
+    cost: usize,
+    /// One past the last event ever given.
+    given: u64,
+    waiter: Option<Waker>,
+    /// Grows with each poll: a waiting poll that finds another number was superseded.
+    poll: u64,
+    slots: VecDeque<(Slot, oneshot::Sender<Answer>)>,
+    next_slot: u64,
+    /// The receiving ends of slots just reserved.
+    reserved: Option<oneshot::Receiver<Answer>>,
+    closed: bool,
+    /// The `bye` has been given.
+    finished: bool,
+    /// When the last answer with events was given.
+    last_full: Option<Instant>,
+}
+
+/// Some events for one poll.
+pub(crate) struct Page {
+    pub(crate) events: Vec<Bytes>,
+    pub(crate) first: u64,
+    pub(crate) next: u64,
+}
+
+/// Where a waiting poll stands.
+pub(crate) enum Look {
+    /// There is something to give.
+    Ready,
+    /// Not yet.
+    Waiting,
+    /// A newer poll has come.
+    Superseded,
+}
+
+impl PullOutlet {
+    pub(crate) fn new(limits: QueueLimits) -> Self {
+        let kept = Kept {
+            first: 1,
+            given: 1,
+            ..Kept::default()
+        };
+        Self {
+            limits,
+            polls: AtomicUsize::new(0),
+            commands: AtomicUsize::new(0),
+            one_at_a_time: Semaphore::new(1),
+            inner: Mutex::new(kept),
+        }
+    }
+
+    fn append(&self, frames: &[Frame]) -> Delivery {
+        let mut kept = self.inner.lock();
+        if kept.closed {
+            return Delivery::Closed;
+        }
+        let mut bytes = 0;
+        for frame in frames {
+            let json = frame.json();
+            bytes += json.len();
+            kept.push(json);
+        }
+        let full = kept.events.len() > self.limits.events || kept.cost > self.limits.bytes.0;
+        let waiter = kept.waiter.take();
+        drop(kept);
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+        if full {
+            Delivery::Full
+        } else {
+            Delivery::Taken(bytes)
+        }
+    }
+
+    /// The receiving end of the slot that was reserved last.
+    pub(crate) fn take_reserved(&self) -> Option<oneshot::Receiver<Answer>> {
+        self.inner.lock().reserved.take()
+    }
+
+    fn close(&self, bye: Option<&Frame>) {
+        let (waiter, slots) = {
+            let mut kept = self.inner.lock();
+            if let Some(bye) = bye {
+                kept.push(bye.json());
+            }
+            kept.closed = true;
+            (kept.waiter.take(), std::mem::take(&mut kept.slots))
+        };
+        drop(slots);
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+    }
+
+    /// Begins a poll: acknowledges, and ends the poll that waits. Returns its number.
+    ///
+    /// Errors with one past the last event given where `ack` is beyond it.
+    pub(crate) fn begin(&self, ack: Option<u64>) -> Result<u64, u64> {
+        let mut kept = self.inner.lock();
+        if let Some(ack) = ack {
+            if ack > kept.given {
+                return Err(kept.given);
+            }
+            while kept.first < ack
+                && let Some(event) = kept.events.pop_front()
+            {
+                kept.first += 1;
+                kept.cost -= event.len() + PIECE_COST;
+            }
+        }
+        kept.poll += 1;
+        let number = kept.poll;
+        let waiter = kept.waiter.take();
+        drop(kept);
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
+        Ok(number)
+    }
+
+    /// Whether the poll of that number has something to give; registers its waker where it has not.
+    pub(crate) fn look(&self, number: u64, cx: &mut Context<'_>) -> Look {
+        let mut kept = self.inner.lock();
+        if kept.poll != number {
+            return Look::Superseded;
+        }
+        if !kept.events.is_empty() {
+            return Look::Ready;
+        }
+        kept.waiter = Some(cx.waker().clone());
+        Look::Waiting
+    }
+
+    /// Gives the oldest events kept.
+    pub(crate) fn give(&self, max: usize) -> Page {
+        let mut kept = self.inner.lock();
+        let events: Vec<Bytes> = kept.events.iter().take(max).cloned().collect();
+        let first = kept.first;
+        let next = first + events.len() as u64;
+        kept.given = kept.given.max(next);
+        if !events.is_empty() {
+            kept.last_full = Some(clock::now());
+        }
+        kept.finished |= kept.closed && events.len() == kept.events.len();
+        Page {
+            events,
+            first,
+            next,
+        }
+    }
+
+    /// An answer without events.
+    pub(crate) fn nothing(&self) -> Page {
+        let kept = self.inner.lock();
+        let next = kept.first + kept.events.len() as u64;
+        Page {
+            events: Vec::new(),
+            first: next,
+            next,
+        }
+    }
+
+    /// Waits for one's turn to run a command; `None` when `most` are under way. Given up, the turn is free again.
+    pub(crate) async fn turn(&self, most: usize) -> Option<impl Drop + '_> {
+        struct Turn<'a> {
+            _permit: Option<tokio::sync::SemaphorePermit<'a>>,
+            under_way: &'a AtomicUsize,
+        }
+        impl Drop for Turn<'_> {
+            fn drop(&mut self) {
+                self.under_way.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        if self.commands.fetch_add(1, Ordering::Relaxed) >= most {
+            self.commands.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let mut turn = Turn {
+            _permit: None,
+            under_way: &self.commands,
+        };
+        turn._permit = self.one_at_a_time.acquire().await.ok();
+        Some(turn)
+    }
+
+    /// The last event kept: the `bye`, once closed.
+    pub(crate) fn last(&self) -> Option<Bytes> {
+        self.inner.lock().events.back().cloned()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inner.lock().closed
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.inner.lock().finished
+    }
+
+    pub(crate) fn last_full(&self) -> Option<Instant> {
+        self.inner.lock().last_full
+    }
+
+    /// Counts a poll as under way until the guard is dropped, also when its request is given up.
+    pub(crate) fn under_way(&self) -> impl Drop + '_ {
+        struct UnderWay<'a>(&'a AtomicUsize);
+        impl Drop for UnderWay<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        UnderWay(&self.polls)
+    }
+
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polls.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl CallbackAdapter for PullOutlet {
+    fn complete(&self, slot: Slot, reply: Answer) -> Delivery {
+        let answer = {
+            let mut kept = self.inner.lock();
+            let place = kept.slots.iter().position(|(held, _)| *held == slot);
+            place.and_then(|place| kept.slots.remove(place))
+        };
+        if let Some((_, answer)) = answer {
+            // The request may have been given up; the command has run all the same.
+            let _ = answer.send(reply);
+        }
+        Delivery::Taken(0)
+    }
+
+    fn deliver(&self, batch: &mut Batch, skip: usize) -> Delivery {
+        self.append(batch.frames(skip))
+    }
+
+    fn say(&self, frame: &Frame) -> Delivery {
+        self.append(std::slice::from_ref(frame))
+    }
+
+    fn reserve(&self) -> Slot {
+        let mut kept = self.inner.lock();
+        let slot = Slot(kept.next_slot);
+        kept.next_slot += 1;
+        let (answer, reply) = oneshot::channel();
+        kept.slots.push_back((slot, answer));
+        kept.reserved = Some(reply);
+        slot
+    }
+}
+
+impl Kept {
+    fn push(&mut self, json: Bytes) {
+        self.cost += json.len() + PIECE_COST;
+        self.events.push_back(json);
+    }
+}

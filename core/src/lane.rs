@@ -1,0 +1,649 @@
+//! Lanes: one task per core that owns the member lists of its rooms and hands every event to every member.
+//!
+//! A lane is a round robin over rooms that have something to say. It takes a quantum of members of one room, then of
+//! the next, and yields to its runtime after a turn's worth of writes, so that a huge room never starves a small one.
+//! Nobody else touches a member list, so no lock guards it. Handing over never blocks: see
+//! [`CallbackAdapter`](crate::adapter::CallbackAdapter).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::sleep_until,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CloseReason, Telemetry,
+    adapter::{Batch, CallbackAdapter, Delivery, Slot},
+    clock::{self, Instant, WallClock},
+    message::{Frame, List, Say, listed_len},
+    room::{Change, Membership, Room, Told},
+    scope::Scope,
+    session::Session,
+};
+
+/// Members of one room that are served before the next room has its turn.
+const QUANTUM: usize = 64;
+/// Members served before the lane yields to its runtime.
+const TURN: usize = 256;
+/// Bytes of events that are laid out in one batch; a larger event goes alone.
+const BATCH_BYTES: usize = 64 << 10;
+/// Events in one batch.
+const BATCH_EVENTS: usize = 512;
+
+/// What a room asks of its lane. Commands of one room are carried out in order.
+pub(crate) enum LaneCommand {
+    Join {
+        session: Arc<Session>,
+        membership: Arc<Membership>,
+        slot: Slot,
+        init: Frame,
+        told: Told,
+    },
+    Leave {
+        membership: Arc<Membership>,
+        left: Option<(Slot, Frame)>,
+        told: Told,
+    },
+    Publish(Frame),
+    Tell(Told),
+    Reply {
+        membership: Arc<Membership>,
+        slot: Slot,
+        init: Frame,
+    },
+    /// The room was given up.
+    Forget,
+}
+
+impl LaneCommand {
+    /// Bytes of the event in it, which count towards the room's backlog.
+    pub(crate) fn event_len(&self) -> usize {
+        match self {
+            Self::Publish(frame) => frame.len(),
+            Self::Join { told, .. } | Self::Leave { told, .. } | Self::Tell(told) => {
+                told.event.as_ref().map_or(0, Frame::len)
+            }
+            Self::Reply { .. } | Self::Forget => 0,
+        }
+    }
+}
+
+/// Where rooms leave their commands. What is in it is bounded by each room's backlog.
+#[derive(Default)]
+pub(crate) struct LaneInbox {
+    posted: Mutex<Posted>,
+    filled: Notify,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Posted {
+    commands: Vec<(Arc<Room>, LaneCommand)>,
+    barriers: Vec<oneshot::Sender<()>>,
+}
+
+impl LaneInbox {
+    pub(crate) fn post(&self, room: Arc<Room>, command: LaneCommand) {
+        let was_empty = {
+            let mut posted = self.posted.lock();
+            if self.closed.load(Ordering::Relaxed) {
+                return;
+            }
+            posted.commands.push((room, command));
+            posted.commands.len() == 1
+        };
+        if was_empty {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Resolves once everything posted before has been handed over.
+    pub(crate) fn barrier(&self) -> oneshot::Receiver<()> {
+        let (passed, wait) = oneshot::channel();
+        self.posted.lock().barriers.push(passed);
+        self.filled.notify_one();
+        wait
+    }
+
+    /// Takes nothing more and lets go of what is in it: for when the lane is gone.
+    pub(crate) fn close(&self) {
+        let mut posted = self.posted.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        let rest = std::mem::take(&mut *posted);
+        drop(posted);
+        drop(rest);
+    }
+}
+
+/// What a lane needs of its server.
+pub(crate) struct LaneContext {
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) wall: Arc<dyn WallClock>,
+    pub(crate) frame_bytes: usize,
+    pub(crate) delivery_is_activity: bool,
+}
+
+/// Runs a lane until the server stops and everybody has been sent away.
+pub(crate) async fn run(inbox: Arc<LaneInbox>, context: LaneContext, drained: CancellationToken) {
+    struct CloseOnDrop(Arc<LaneInbox>);
+    impl Drop for CloseOnDrop {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+    let inbox = CloseOnDrop(inbox);
+    let mut lane = Lane::new(context);
+    tokio::select! {
+        () = lane.run(&inbox.0) => (),
+        // The hub drains first: by then every accepted message was handed over.
+        () = drained.cancelled() => (),
+    }
+}
+
+struct Lane {
+    context: LaneContext,
+    rooms: FxHashMap<u64, LaneRoom>,
+    /// Rooms that have commands to carry out or a walk to finish.
+    busy: VecDeque<u64>,
+    /// When presence is due, by room.
+    presence_due: BTreeMap<(Instant, u64), ()>,
+    barriers: Vec<oneshot::Sender<()>>,
+    /// Sessions to end once no member list is borrowed.
+    doomed: Vec<(Arc<Session>, CloseReason)>,
+    tally: Tally,
+}
+
+/// What was handed over in a turn; added to the metrics when it ends.
+#[derive(Default)]
+struct Tally {
+    /// By transport: events and bytes. A server has a handful.
+    transports: Vec<(Arc<Scope>, u64, u64)>,
+}
+
+struct LaneRoom {
+    room: Arc<Room>,
+    members: Vec<LaneMember>,
+    commands: VecDeque<LaneCommand>,
+    walk: Option<Walk>,
+    is_busy: bool,
+    presence: PendingPresence,
+    forgotten: bool,
+}
+
+struct LaneMember {
+    session: Arc<Session>,
+    membership: Arc<Membership>,
+    /// Events of the batch at hand that were before its time.
+    skip: usize,
+}
+
+/// A batch on its way through the members.
+struct Walk {
+    batch: Batch,
+    next: usize,
+    bytes: usize,
+}
+
+/// Changes of membership that are not told yet.
+#[derive(Default)]
+struct PendingPresence {
+    /// By name: the state at the end.
+    changes: FxHashMap<Arc<str>, bool>,
+    rev: u64,
+    count: usize,
+    named: bool,
+    due: Option<Instant>,
+}
+
+impl Lane {
+    fn new(context: LaneContext) -> Self {
+        Self {
+            context,
+            rooms: FxHashMap::default(),
+            busy: VecDeque::new(),
+            presence_due: BTreeMap::new(),
+            barriers: Vec::new(),
+            doomed: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    async fn run(&mut self, inbox: &LaneInbox) {
+        // Whether the last turn showed that several commands come at a time. Then readers go first, so that what
+        // arrives together leaves together; at low rates that detour would only cost a wake.
+        let mut crowded = false;
+        loop {
+            if self.busy.is_empty() {
+                for passed in self.barriers.drain(..) {
+                    let _ = passed.send(());
+                }
+                self.wait(inbox).await;
+            }
+            if crowded {
+                tokio::task::yield_now().await;
+            }
+            let posted = std::mem::take(&mut *inbox.posted.lock());
+            let taken = posted.commands.len();
+            for (room, command) in posted.commands {
+                self.enqueue(room, command);
+            }
+            self.barriers.extend(posted.barriers);
+            crowded = taken > 1 || (taken == 0 && !self.busy.is_empty());
+            self.flush_due_presence();
+            self.turn();
+            if !self.busy.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    async fn wait(&self, inbox: &LaneInbox) {
+        let filled = inbox.filled.notified();
+        match self.presence_due.first_key_value() {
+            None => filled.await,
+            Some((&(due, _), ())) => tokio::select! {
+                () = filled => (),
+                () = sleep_until(due) => (),
+            },
+        }
+    }
+
+    fn enqueue(&mut self, room: Arc<Room>, command: LaneCommand) {
+        let lane_room = self
+            .rooms
+            .entry(room.id)
+            .or_insert_with(|| LaneRoom::new(room));
+        lane_room.commands.push_back(command);
+        if !lane_room.is_busy {
+            lane_room.is_busy = true;
+            self.busy.push_back(lane_room.room.id);
+        }
+    }
+
+    fn turn(&mut self) {
+        if self.busy.is_empty() {
+            return;
+        }
+        let began = clock::now();
+        let mut budget = TURN;
+        while budget > 0
+            && let Some(id) = self.busy.pop_front()
+        {
+            let Some(room) = self.rooms.get_mut(&id) else {
+                continue;
+            };
+            let mut served = 0;
+            if room.walk.is_none() {
+                served += room.lay_out(&self.context, &mut self.presence_due, &mut self.doomed);
+                if let Some(walk) = &room.walk {
+                    // Exact: a batch has at most a few hundred events.
+                    self.context
+                        .telemetry
+                        .batch_events
+                        .record(walk.batch.len() as f64);
+                }
+            }
+            served += room.serve(
+                budget.min(QUANTUM),
+                &self.context,
+                &mut self.tally,
+                &mut self.doomed,
+            );
+            budget -= served.clamp(1, budget);
+            if room.walk.is_some() || !room.commands.is_empty() {
+                self.busy.push_back(id);
+            } else if room.forgotten {
+                self.rooms.remove(&id);
+            } else {
+                room.is_busy = false;
+            }
+            for (session, reason) in self.doomed.drain(..) {
+                session.end(reason);
+            }
+        }
+        self.tally.settle();
+        let seconds = began.elapsed().as_secs_f64();
+        self.context.telemetry.lane_turn_seconds.record(seconds);
+    }
+
+    fn flush_due_presence(&mut self) {
+        let now = clock::now();
+        while let Some(entry) = self.presence_due.first_entry() {
+            let (due, id) = *entry.key();
+            if due > now {
+                return;
+            }
+            entry.remove();
+            let Some(room) = self.rooms.get_mut(&id) else {
+                continue;
+            };
+            room.presence.due = None;
+            for frame in room.take_presence(&self.context) {
+                room.room.owes(frame.len());
+                room.commands.push_back(LaneCommand::Tell(Told {
+                    event: Some(frame),
+                    change: None,
+                }));
+            }
+            if !room.is_busy && !room.commands.is_empty() {
+                room.is_busy = true;
+                self.busy.push_back(id);
+            }
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Members hold their sessions and sessions their memberships: let go, so that nothing is left behind.
+        self.rooms.clear();
+    }
+}
+
+impl LaneRoom {
+    fn new(room: Arc<Room>) -> Self {
+        Self {
+            room,
+            members: Vec::new(),
+            commands: VecDeque::new(),
+            walk: None,
+            is_busy: false,
+            presence: PendingPresence::default(),
+            forgotten: false,
+        }
+    }
+
+    /// Carries out commands up to a batch's worth, and lays out the events among them for one walk. Returns how many
+    /// commands were answered.
+    fn lay_out(
+        &mut self,
+        context: &LaneContext,
+        due: &mut BTreeMap<(Instant, u64), ()>,
+        doomed: &mut Vec<(Arc<Session>, CloseReason)>,
+    ) -> usize {
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut walked = 0;
+        let mut bytes = 0;
+        let mut answers = 0;
+        while let Some(command) = self.commands.front() {
+            let length = command.event_len();
+            let is_full = bytes + length > BATCH_BYTES || frames.len() >= BATCH_EVENTS;
+            if (is_full && !frames.is_empty() && length > 0) || answers >= QUANTUM {
+                break;
+            }
+            let Some(command) = self.commands.pop_front() else {
+                break;
+            };
+            bytes += length;
+            answers += usize::from(!matches!(
+                command,
+                LaneCommand::Publish(_) | LaneCommand::Tell(_)
+            ));
+            match command {
+                LaneCommand::Publish(frame) => {
+                    walked += frame.len();
+                    frames.push(frame);
+                }
+                LaneCommand::Tell(told) => self.tell(told, &mut frames, &mut walked, context, due),
+                LaneCommand::Join {
+                    session,
+                    membership,
+                    slot,
+                    init,
+                    told,
+                } => {
+                    note(session.outlet.complete(slot, init.into()), &session, doomed);
+                    let place = u32::try_from(self.members.len()).expect("fewer members than 2^32");
+                    membership.place.store(place, Ordering::Relaxed);
+                    self.members.push(LaneMember {
+                        session,
+                        membership,
+                        skip: frames.len(),
+                    });
+                    self.tell(told, &mut frames, &mut walked, context, due);
+                }
+                LaneCommand::Reply {
+                    membership,
+                    slot,
+                    init,
+                } => {
+                    if let Some(member) = self.member(&membership) {
+                        member.catch_up(&frames, doomed);
+                        note(
+                            member.session.outlet.complete(slot, init.into()),
+                            &member.session,
+                            doomed,
+                        );
+                    }
+                }
+                LaneCommand::Leave {
+                    membership,
+                    left,
+                    told,
+                } => {
+                    if let Some(member) = self.member(&membership) {
+                        if let Some((slot, left)) = left {
+                            // Everything up to its leave is the leaver's still.
+                            member.catch_up(&frames, doomed);
+                            note(
+                                member.session.outlet.complete(slot, left.into()),
+                                &member.session,
+                                doomed,
+                            );
+                        }
+                        self.remove(&membership);
+                    }
+                    self.tell(told, &mut frames, &mut walked, context, due);
+                }
+                LaneCommand::Forget => {
+                    self.forgotten = true;
+                    if let Some(at) = self.presence.due.take() {
+                        due.remove(&(at, self.room.id));
+                    }
+                }
+            }
+        }
+        if !frames.is_empty() {
+            self.walk = Some(Walk {
+                batch: Batch::new(frames),
+                next: 0,
+                bytes: walked,
+            });
+        }
+        answers
+    }
+
+    fn tell(
+        &mut self,
+        told: Told,
+        frames: &mut Vec<Frame>,
+        walked: &mut usize,
+        context: &LaneContext,
+        due: &mut BTreeMap<(Instant, u64), ()>,
+    ) {
+        if let Some(change) = told.change {
+            self.presence.note(change);
+            if self.presence.due.is_none() {
+                let at = clock::now() + self.room.options.config.presence_interval.0;
+                self.presence.due = Some(at);
+                due.insert((at, self.room.id), ());
+            }
+        }
+        if let Some(event) = told.event {
+            // A room that turned back to events first sends what is pending.
+            if self.presence.is_pending() {
+                frames.extend(self.take_presence(context));
+            }
+            *walked += event.len();
+            frames.push(event);
+        }
+    }
+
+    /// Hands the batch to the next few members.
+    fn serve(
+        &mut self,
+        quantum: usize,
+        context: &LaneContext,
+        tally: &mut Tally,
+        doomed: &mut Vec<(Arc<Session>, CloseReason)>,
+    ) -> usize {
+        let Some(walk) = &mut self.walk else { return 0 };
+        let end = self.members.len().min(walk.next + quantum);
+        let served = end - walk.next;
+        let now = context.delivery_is_activity.then(clock::now);
+        for member in &mut self.members[walk.next..end] {
+            let skip = std::mem::take(&mut member.skip);
+            let events = walk.batch.len() - skip;
+            if events == 0 {
+                continue;
+            }
+            let delivery = member.session.outlet.deliver(&mut walk.batch, skip);
+            if let Delivery::Taken(bytes) = delivery {
+                tally.add(&member.session, events, bytes);
+                if let Some(now) = now {
+                    member.session.touch_at(now);
+                }
+            } else {
+                note(delivery, &member.session, doomed);
+            }
+        }
+        walk.next = end;
+        if end == self.members.len() {
+            self.room.walked(walk.bytes);
+            self.walk = None;
+        }
+        served
+    }
+
+    fn member(&mut self, membership: &Arc<Membership>) -> Option<&mut LaneMember> {
+        let place = membership.place.load(Ordering::Relaxed) as usize;
+        self.members
+            .get_mut(place)
+            .filter(|member| Arc::ptr_eq(&member.membership, membership))
+    }
+
+    fn remove(&mut self, membership: &Membership) {
+        let place = membership
+            .place
+            .swap(Membership::NOWHERE, Ordering::Relaxed);
+        self.members.swap_remove(place as usize);
+        if let Some(moved) = self.members.get(place as usize) {
+            moved.membership.place.store(place, Ordering::Relaxed);
+        }
+        if self.members.is_empty() {
+            self.members = Vec::new();
+        }
+    }
+
+    /// The `presence` objects that say what is pending, as many as the frame limit asks for.
+    fn take_presence(&mut self, context: &LaneContext) -> Vec<Frame> {
+        let pending = std::mem::take(&mut self.presence);
+        // The timer stands; when it fires there may be nothing left to say.
+        self.presence.due = pending.due;
+        self.presence.count = pending.count;
+        self.presence.rev = pending.rev;
+        if !pending.is_pending() {
+            return Vec::new();
+        }
+        let at = context.wall.unix_millis();
+        let say = |names: Option<(Vec<&str>, Vec<&str>)>| {
+            let (joined, left) = names.map_or((None, None), |(joined, left)| {
+                (Some(List(joined)), Some(List(left)))
+            });
+            Frame::encode(&Say::Presence {
+                room: &self.room.name,
+                at,
+                rev: pending.rev,
+                joined,
+                left,
+                count: pending.count,
+            })
+        };
+        if !pending.named {
+            return vec![say(None)];
+        }
+        let budget = context.frame_bytes.saturating_sub(1024);
+        let mut frames = Vec::new();
+        let (mut joined, mut left, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (name, is_in) in &pending.changes {
+            let length = listed_len(name);
+            if bytes + length > budget {
+                frames.push(say(Some((
+                    std::mem::take(&mut joined),
+                    std::mem::take(&mut left),
+                ))));
+                bytes = 0;
+            }
+            bytes += length;
+            if *is_in { &mut joined } else { &mut left }.push(&**name);
+        }
+        frames.push(say(Some((joined, left))));
+        frames
+    }
+}
+
+impl LaneMember {
+    /// Hands over the events laid out so far, before something that must come after them.
+    fn catch_up(&mut self, frames: &[Frame], doomed: &mut Vec<(Arc<Session>, CloseReason)>) {
+        for frame in frames.get(self.skip..).unwrap_or_default() {
+            note(self.session.outlet.say(frame), &self.session, doomed);
+        }
+        self.skip = frames.len();
+    }
+}
+
+fn note(delivery: Delivery, session: &Arc<Session>, doomed: &mut Vec<(Arc<Session>, CloseReason)>) {
+    let reason = match delivery {
+        Delivery::Taken(_) | Delivery::Closed => return,
+        Delivery::Full => CloseReason::SlowConsumer,
+        Delivery::Lost => CloseReason::Disconnected,
+    };
+    doomed.push((Arc::clone(session), reason));
+}
+
+impl PendingPresence {
+    fn note(&mut self, change: Change) {
+        self.rev = change.rev;
+        self.count = change.count;
+        self.named = change.named;
+        // Without names one entry stands for all: there is something to tell.
+        let name = if change.named { change.name } else { "".into() };
+        self.changes.insert(name, change.joined);
+    }
+
+    fn is_pending(&self) -> bool {
+        !self.changes.is_empty()
+    }
+}
+
+impl Tally {
+    fn add(&mut self, session: &Arc<Session>, events: usize, bytes: usize) {
+        let (events, bytes) = (events as u64, bytes as u64);
+        for (known, all_events, all_bytes) in &mut self.transports {
+            if Arc::ptr_eq(known, &session.scope) {
+                *all_events += events;
+                *all_bytes += bytes;
+                return;
+            }
+        }
+        self.transports
+            .push((Arc::clone(&session.scope), events, bytes));
+    }
+
+    fn settle(&mut self) {
+        for (scope, events, bytes) in &mut self.transports {
+            scope.metrics.deliveries.increment(std::mem::take(events));
+            scope.metrics.bytes_out.increment(std::mem::take(bytes));
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The transport-agnostic core of chinwag: rooms, sessions, fan-out, limits and the plugin seam.
+//!
+//! Sockets, TLS, HTTP and files do not exist here. A transport hands in frames and gets bytes to write; everything in
+//! between is this crate's business: bytes → frame → command → log → fold → batch → adapter → socket, one way only.
+
+pub mod clock;
+pub mod config;
+pub mod plugin;
+pub mod reaper;
+
+mod adapter;
+mod close;
+mod error;
+mod hub;
+mod lane;
+mod lifecycle;
+mod limit;
+mod log;
+mod message;
+mod names;
+mod pull;
+mod registry;
+mod room;
+mod rooms;
+mod scope;
+mod session;
+mod telemetry;
+mod validate;
+
+pub use adapter::TryWrite;
+pub use close::{CloseReason, LeaveReason};
+pub use error::{ErrorCode, Refusal};
+pub use hub::{ConfigFault, Hub, HubConfig};
+pub use lifecycle::Lifecycle;
+pub use limit::address_key;
+pub use log::{EmbeddedLog, Log};
+pub use message::Framing;
+pub use pull::{Opened, PullSession, Reply};
+pub use room::{Proposal, Room};
+pub use rooms::RoomPattern;
+pub use scope::{ChainLink, Peer, Scope, ScopeConfig};
+pub use session::PushSession;
+pub use telemetry::{RefusedReason, Telemetry, TransportMetrics};
+pub use validate::BUILTIN_VALIDATORS;

@@ -1,0 +1,235 @@
+//! Names of users and rooms: which are allowed, how they are shown, and when two count as one.
+
+use std::{borrow::Cow, sync::Arc};
+
+use precis_core::profile::PrecisFastInvocation;
+use precis_profiles::{UsernameCaseMapped, UsernameCasePreserved};
+use unicode_security::confusable_detection::skeleton;
+
+use crate::{
+    ErrorCode, Refusal,
+    config::{Case, Charset, NamesConfig},
+    plugin::PrincipalName,
+};
+
+/// Most characters of a name that an authenticator vouches for, and most bytes of a chosen one.
+const MAX_NAME: usize = 128;
+/// Most characters of a room's name.
+const MAX_ROOM: usize = 64;
+
+/// A user's name: as it is shown, and the key by which it is unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) shown: Arc<str>,
+    pub(crate) key: Arc<str>,
+}
+
+impl NamesConfig {
+    /// The canonical form of a principal's name, or `name_invalid` with the rule that it breaks.
+    pub(crate) fn canonical(&self, name: &PrincipalName) -> Result<Name, Refusal> {
+        let invalid = |why: String| Refusal::new(ErrorCode::NameInvalid, why);
+        let shown = match name {
+            PrincipalName::Vouched(name) => {
+                if name.is_empty()
+                    || name.chars().count() > MAX_NAME
+                    || name.chars().any(|c| c.is_whitespace() || c.is_control())
+                {
+                    return Err(invalid(
+                        "A name has 1 to 128 characters without space or control.".into(),
+                    ));
+                }
+                name.clone()
+            }
+            PrincipalName::Chosen { prefix, name } => {
+                let (min, max) = (self.min, self.max);
+                if !(min..=max).contains(&name.chars().count()) || name.len() > MAX_NAME {
+                    return Err(invalid(format!("A name has {min} to {max} characters.")));
+                }
+                let name = match self.charset {
+                    Charset::Ascii => {
+                        let allowed =
+                            |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+                        if !name.chars().all(allowed) {
+                            return Err(invalid(
+                                "A name consists of letters, digits, \"_\", \"-\" and \".\"."
+                                    .into(),
+                            ));
+                        }
+                        Cow::Borrowed(name.as_str())
+                    }
+                    Charset::Unicode => {
+                        UsernameCasePreserved::enforce(name.as_str()).map_err(|_| {
+                            invalid("A name consists of letters and digits of any script.".into())
+                        })?
+                    }
+                };
+                format!("{prefix}{}", cased(&name, self.case))
+            }
+        };
+        let key = self.key(&shown);
+        Ok(Name {
+            shown: shown.into(),
+            key,
+        })
+    }
+
+    /// The key under which a shown name is unique.
+    pub(crate) fn key(&self, shown: &str) -> Arc<str> {
+        match self.charset {
+            Charset::Ascii => shown.to_lowercase().into(),
+            Charset::Unicode => {
+                let mapped = UsernameCaseMapped::enforce(shown)
+                    .unwrap_or_else(|_| shown.to_lowercase().into());
+                skeleton(&mapped).collect::<String>().to_lowercase().into()
+            }
+        }
+    }
+}
+
+fn cased(name: &str, case: Case) -> String {
+    match case {
+        Case::Preserve => name.to_owned(),
+        Case::Upper => name.to_uppercase(),
+        Case::Lower => name.to_lowercase(),
+        Case::Capitalize => {
+            let mut letters = name.chars();
+            letters.next().map_or_else(String::new, |first| {
+                first
+                    .to_uppercase()
+                    .chain(letters.flat_map(char::to_lowercase))
+                    .collect()
+            })
+        }
+    }
+}
+
+/// Checks a room's name.
+pub(crate) fn check_room(name: &str) -> Result<(), Refusal> {
+    let invalid = |why: &str| Err(Refusal::new(ErrorCode::RoomInvalid, why));
+    if name.is_empty() || name.chars().count() > MAX_ROOM {
+        return invalid("A room's name has 1 to 64 characters.");
+    }
+    if name.chars().any(|c| c.is_ascii_uppercase()) {
+        return invalid("A room's name has lower-case letters only; it is not folded.");
+    }
+    if !name.chars().all(is_room_char) {
+        return invalid("A room's name consists of a-z, 0-9 and . _ : -");
+    }
+    Ok(())
+}
+
+pub(crate) fn is_room_char(c: char) -> bool {
+    matches!(c, 'a'..='z' | '0'..='9' | '.' | '_' | ':' | '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(config: &NamesConfig, name: &str) -> Option<(String, String)> {
+        let name = PrincipalName::Chosen {
+            prefix: String::new(),
+            name: name.into(),
+        };
+        config
+            .canonical(&name)
+            .ok()
+            .map(|name| (name.shown.to_string(), name.key.to_string()))
+    }
+
+    #[test]
+    fn a_chosen_name_keeps_to_the_rules() {
+        let config = NamesConfig {
+            min: 2,
+            max: 5,
+            ..NamesConfig::default()
+        };
+        for bad in [
+            "", "x", "toolong", "sp ce", "new\nl", "über", "a\u{0}b", "a/b",
+        ] {
+            assert_eq!(chosen(&config, bad), None, "{bad:?}");
+        }
+        assert_eq!(
+            chosen(&config, "Bo_1"),
+            Some(("Bo_1".into(), "bo_1".into()))
+        );
+    }
+
+    #[test]
+    fn case_is_shown_as_configured_and_never_tells_names_apart() {
+        for (case, shown) in [
+            (Case::Preserve, "mcDuck"),
+            (Case::Upper, "MCDUCK"),
+            (Case::Lower, "mcduck"),
+            (Case::Capitalize, "Mcduck"),
+        ] {
+            let config = NamesConfig {
+                case,
+                ..NamesConfig::default()
+            };
+            assert_eq!(
+                chosen(&config, "mcDuck"),
+                Some((shown.into(), "mcduck".into()))
+            );
+        }
+    }
+
+    #[test]
+    fn look_alikes_share_a_key() {
+        let config = NamesConfig {
+            charset: Charset::Unicode,
+            ..NamesConfig::default()
+        };
+        let latin = chosen(&config, "paypal").unwrap();
+        let mixed = chosen(&config, "p\u{0430}ypal").unwrap();
+        assert_eq!(latin.1, mixed.1, "a Cyrillic a looks like a Latin one");
+        assert_ne!(latin.0, mixed.0);
+        assert_eq!(
+            chosen(&config, "Ünsal").unwrap().1,
+            chosen(&config, "ÜNSAL").unwrap().1
+        );
+        assert_eq!(chosen(&config, "two words"), None);
+    }
+
+    #[test]
+    fn a_vouched_name_needs_only_to_be_printable() {
+        let config = NamesConfig {
+            max: 3,
+            ..NamesConfig::default()
+        };
+        let vouched = |name: &str| {
+            config
+                .canonical(&PrincipalName::Vouched(name.into()))
+                .is_ok()
+        };
+        assert!(vouched("alice@example.org") && vouched("日本"));
+        assert!(!vouched("") && !vouched("a b") && !vouched("a\tb") && !vouched(&"x".repeat(129)));
+    }
+
+    #[test]
+    fn the_prefix_is_outside_the_rules() {
+        let config = NamesConfig {
+            max: 3,
+            ..NamesConfig::default()
+        };
+        let name = PrincipalName::Chosen {
+            prefix: "~guest-".into(),
+            name: "Bob".into(),
+        };
+        assert_eq!(&*config.canonical(&name).unwrap().shown, "~guest-Bob");
+    }
+
+    #[test]
+    fn a_room_name_is_never_folded() {
+        assert!(check_room("lobby").is_ok() && check_room("game:42.a_b-c").is_ok());
+        assert!(
+            check_room("Lobby")
+                .unwrap_err()
+                .message
+                .contains("not folded")
+        );
+        for bad in ["", "a b", "café", "a/b", &"x".repeat(65)] {
+            assert!(check_room(bad).is_err(), "{bad:?}");
+        }
+    }
+}

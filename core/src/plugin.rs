@@ -1,0 +1,319 @@
+//! The seam for what others may bring: authenticators and validators.
+//!
+//! A plugin is a configuration type that knows how to build itself: `kind` in its table picks the type, the rest of
+//! the table is the type. Transports have the same pair of traits in `chinwag-transports`, since they touch sockets.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::Lifecycle;
+
+/// A kind of authenticator, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
+#[async_trait]
+pub trait AuthenticatorConfig: DeserializeOwned + Send + 'static {
+    /// The table's `kind`.
+    const KIND: &'static str;
+
+    /// Makes the authenticator ready: reads its files, checks what its table says against the rest.
+    ///
+    /// # Errors
+    /// One sentence for the operator, with the key at fault and a way out. Nothing starts then.
+    async fn build(self, cx: AuthenticatorContext) -> Result<Arc<dyn Authenticator>, BuildError>;
+}
+
+/// What an authenticator is told about the server that it is built for.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AuthenticatorContext {
+    /// The name of its table.
+    pub name: String,
+    /// The folder that relative paths start from: that of the configuration file.
+    pub base: PathBuf,
+    /// The transports that ask it and can be reached from other machines.
+    pub public_transports: Vec<String>,
+    /// Whether authenticators of other kinds are configured beside it.
+    pub has_others: bool,
+    /// For tasks of its own, such as watching a file.
+    pub lifecycle: Lifecycle,
+}
+
+impl AuthenticatorContext {
+    /// A context for the table `name`, alone on a loopback server; change its fields as needed.
+    #[must_use]
+    pub fn new(name: impl Into<String>, base: impl Into<PathBuf>, lifecycle: Lifecycle) -> Self {
+        Self {
+            name: name.into(),
+            base: base.into(),
+            public_transports: Vec::new(),
+            has_others: false,
+            lifecycle,
+        }
+    }
+}
+
+/// Why a plugin could not be built, in one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct BuildError {
+    /// The key of its table that is at fault, where one is.
+    pub key: Option<&'static str>,
+    message: String,
+}
+
+impl BuildError {
+    /// An error about the plugin as a whole.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            key: None,
+            message: message.into(),
+        }
+    }
+
+    /// An error about one key of its table.
+    #[must_use]
+    pub fn key(key: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            key: Some(key),
+            message: message.into(),
+        }
+    }
+}
+
+/// Says who a peer is.
+#[async_trait]
+pub trait Authenticator: Send + Sync + 'static {
+    /// Judges one log-in. Cancelled when it takes longer than the table's `timeout`; the verdict is then
+    /// [`Verdict::Unavailable`].
+    ///
+    /// A denial is the peer's fault and counts against it; [`Verdict::Unavailable`] is ours and never does. Takes the
+    /// same time for an unknown user as for a wrong password.
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict;
+}
+
+/// One log-in, as an authenticator sees it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct AuthRequest {
+    /// What the peer presents.
+    pub credentials: Credentials,
+    /// The name of the transport's table.
+    pub transport: Arc<str>,
+    /// The client's address, as the transport's `client_address` names it.
+    pub address: IpAddr,
+}
+
+impl AuthRequest {
+    /// A log-in with `credentials` over the transport named `transport` from `address`.
+    #[must_use]
+    pub fn new(credentials: Credentials, transport: Arc<str>, address: IpAddr) -> Self {
+        Self {
+            credentials,
+            transport,
+            address,
+        }
+    }
+}
+
+/// What a peer presents. At most one of `password` and `token` is there.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// The name the peer gives itself.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<SecretString>,
+    /// A bearer token.
+    pub token: Option<SecretString>,
+}
+
+impl Credentials {
+    /// A name alone.
+    #[must_use]
+    pub fn name(user: impl Into<String>) -> Self {
+        Self {
+            user: Some(user.into()),
+            ..Self::default()
+        }
+    }
+
+    /// A name and a password.
+    #[must_use]
+    pub fn password(user: impl Into<String>, password: impl Into<SecretString>) -> Self {
+        Self {
+            user: Some(user.into()),
+            password: Some(password.into()),
+            token: None,
+        }
+    }
+
+    /// A bearer token.
+    #[must_use]
+    pub fn token(token: impl Into<SecretString>) -> Self {
+        Self {
+            token: Some(token.into()),
+            ..Self::default()
+        }
+    }
+}
+
+/// What an authenticator says of a log-in.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// The peer is this principal; later authenticators are not asked.
+    Allow(Principal),
+    /// The peer is not who it says; later authenticators are not asked.
+    Deny {
+        /// For the log, never for the peer.
+        reason: &'static str,
+        /// What the peer may read in place of the one text for every failed log-in.
+        public: Option<String>,
+    },
+    /// Not a kind of credential, or not a user, that this authenticator knows: the next one is asked.
+    Abstain,
+    /// The authenticator can't tell now. Stops the chain; never told as a wrong password, never counted as a failure.
+    Unavailable {
+        /// When to try again.
+        retry: Duration,
+    },
+}
+
+impl Verdict {
+    /// A denial that tells the peer nothing beyond the one text.
+    #[must_use]
+    pub const fn deny(reason: &'static str) -> Self {
+        Self::Deny {
+            reason,
+            public: None,
+        }
+    }
+}
+
+/// Who a peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Principal {
+    /// Its name and who vouches for it.
+    pub name: PrincipalName,
+    /// What it may do, in the deployment's own words.
+    pub roles: Vec<String>,
+}
+
+/// A principal's name and who vouches for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrincipalName {
+    /// Chosen by the client and vouched for by nobody: the rules of `[names]` apply to `name`, and no session of
+    /// another can be taken over with it.
+    Chosen {
+        /// Put before the name, so that nobody can sit on a member's name.
+        prefix: String,
+        /// What the client chose.
+        name: String,
+    },
+    /// Vouched for by the authenticator: 1 to 128 characters without space or control.
+    Vouched(String),
+}
+
+impl Principal {
+    /// A principal whose name the authenticator vouches for.
+    #[must_use]
+    pub fn vouched(name: impl Into<String>) -> Self {
+        Self {
+            name: PrincipalName::Vouched(name.into()),
+            roles: Vec::new(),
+        }
+    }
+
+    /// A principal that chose its own name.
+    #[must_use]
+    pub fn chosen(prefix: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            name: PrincipalName::Chosen {
+                prefix: prefix.into(),
+                name: name.into(),
+            },
+            roles: Vec::new(),
+        }
+    }
+
+    /// The same principal with these roles.
+    #[must_use]
+    pub fn with_roles(mut self, roles: Vec<String>) -> Self {
+        self.roles = roles;
+        self
+    }
+}
+
+/// A kind of validator, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
+pub trait ValidatorConfig: DeserializeOwned + Send + 'static {
+    /// The table's `kind`.
+    const KIND: &'static str;
+
+    /// Makes the validator.
+    ///
+    /// # Errors
+    /// One sentence for the operator. Nothing starts then.
+    fn build(self) -> Result<Arc<dyn Validator>, BuildError>;
+}
+
+/// Judges, and may change, a message before it is ordered.
+///
+/// Runs on the sender's own task, between the sender's rate limits and the room's log: it must not block.
+pub trait Validator: Send + Sync + 'static {
+    /// Judges `draft`.
+    ///
+    /// # Errors
+    /// The message is refused with that reason; the session goes on.
+    fn check(&self, draft: &mut Draft<'_>) -> Result<(), Rejection>;
+}
+
+/// A message on its way to be ordered.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Draft<'a> {
+    /// The sender's canonical name.
+    pub user: &'a str,
+    /// The room's name.
+    pub room: &'a str,
+    /// `text`, where the message has one.
+    pub text: Option<String>,
+    /// `data` as compact JSON, where the message has some.
+    pub data: Option<Box<RawValue>>,
+    /// `message_bytes`.
+    pub limit: usize,
+}
+
+impl<'a> Draft<'a> {
+    /// A draft by `user` in `room`, of which `text` and `data` together may have `limit` bytes.
+    #[must_use]
+    pub fn new(
+        user: &'a str,
+        room: &'a str,
+        text: Option<String>,
+        data: Option<Box<RawValue>>,
+        limit: usize,
+    ) -> Self {
+        Self {
+            user,
+            room,
+            text,
+            data,
+            limit,
+        }
+    }
+}
+
+/// Why a message was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// `message_empty`.
+    Empty,
+    /// `message_too_long`.
+    TooLong,
+    /// `message_rejected`, with a reason for the sender.
+    Rejected(String),
+}

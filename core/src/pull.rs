@@ -1,0 +1,344 @@
+//! A session whose client comes by with requests: commands are answered in the request that brought them, and what
+//! happens in between waits in the outlet until it is fetched and acknowledged.
+
+use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::timeout_at;
+
+use crate::{
+    CloseReason, ErrorCode, Refusal,
+    adapter::{Answer, Look, Outlet, Page, PullOutlet},
+    clock,
+    hub::expired,
+    message::{Command, Frame, Kind},
+    plugin::Credentials,
+    scope::{Peer, Scope},
+    session::{Done, Session, Welcome},
+};
+
+/// Commands of one session that wait for their turn or run.
+const MAX_COMMANDS: usize = 64;
+
+/// A polling session that has just begun.
+#[derive(Debug)]
+pub struct Opened {
+    /// The session.
+    pub session: PullSession,
+    /// The client asked for its id in a cookie.
+    pub cookie: bool,
+    /// The session was taken over from another connection.
+    pub resumed: bool,
+    id: Option<u64>,
+    welcome: Welcome,
+}
+
+impl Opened {
+    /// The session's id: a secret.
+    #[must_use]
+    pub fn session_id(&self) -> &str {
+        &self.welcome.session
+    }
+
+    /// The `session` object; without the id where that travels in a cookie.
+    #[must_use]
+    pub fn reply(&self, with_id: bool) -> Bytes {
+        Frame::encode(&self.welcome.say(self.id, with_id)).json()
+    }
+}
+
+/// The answer to one command of a polling client.
+#[derive(Debug)]
+pub struct Reply {
+    /// The object.
+    pub json: Bytes,
+    /// Where the command was refused: what a status is made of.
+    pub refusal: Option<Refusal>,
+}
+
+impl From<Answer> for Reply {
+    fn from(answer: Answer) -> Self {
+        Self {
+            json: answer.frame.json(),
+            refusal: answer.refusal.map(|refusal| *refusal),
+        }
+    }
+}
+
+/// A handle on a polling session. Dropping it changes nothing: the session lives on between requests.
+#[derive(Clone)]
+pub struct PullSession {
+    session: Arc<Session>,
+    /// Of a session that has ended: when the client may come back.
+    retry_ms: Option<u64>,
+}
+
+impl fmt::Debug for PullSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PullSession").field(&self.session).finish()
+    }
+}
+
+impl PullSession {
+    pub(crate) fn new(session: Arc<Session>, retry_ms: Option<u64>) -> Self {
+        Self { session, retry_ms }
+    }
+
+    pub(crate) async fn open(
+        scope: &Arc<Scope>,
+        peer: Peer,
+        body: &[u8],
+        header: Option<Credentials>,
+    ) -> Result<Opened, Refusal> {
+        let limits = scope.hub.config.limits.poll_queue;
+        let session = Session::new(
+            Arc::clone(scope),
+            peer,
+            Outlet::Pull(PullOutlet::new(limits)),
+        );
+        let counted = |refusal: Refusal| {
+            scope.hub.telemetry.refused_command(refusal.code);
+            refusal
+        };
+        let body = if body.iter().all(u8::is_ascii_whitespace) && header.is_some() {
+            b"{}"
+        } else {
+            body
+        };
+        let command = Command::parse(body, Some(Kind::Login))
+            .map_err(|malformed| counted(malformed.refusal))?;
+        if command.kind != Some(Kind::Login) {
+            return Err(counted(Refusal::bad_request(
+                "type must be \"login\" here.",
+            )));
+        }
+        let mut credentials = session.credentials(&command.fields).map_err(counted)?;
+        if let Some(header) = header {
+            if credentials.password.is_some() || credentials.token.is_some() {
+                return Err(counted(Refusal::bad_request(
+                    "Credentials stand in the header and in the body.",
+                )));
+            }
+            credentials = header;
+        }
+        let cookie = crate::message::field("cookie", "true or false", command.fields.cookie)?
+            .unwrap_or(false);
+        let deadline = clock::now() + scope.login_timeout;
+        let welcome = timeout_at(deadline, session.try_login(credentials))
+            .await
+            .unwrap_or_else(|_| {
+                let message = "The log-in took too long; try again.";
+                Err(Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1)))
+            });
+        let welcome = welcome.map_err(counted)?;
+        Ok(Opened {
+            session: Self::new(session, None),
+            cookie,
+            resumed: false,
+            id: command.id,
+            welcome,
+        })
+    }
+
+    fn outlet(&self) -> &PullOutlet {
+        match &self.session.outlet {
+            Outlet::Pull(pull) => pull,
+            Outlet::Push(_) => unreachable!("made with a pull outlet"),
+        }
+    }
+
+    fn expired(&self) -> Option<Refusal> {
+        self.session
+            .ended()
+            .map(|reason| expired(reason, self.retry_ms))
+    }
+
+    fn expired_reply(&self, id: Option<u64>) -> Reply {
+        let refusal = self
+            .expired()
+            .unwrap_or_else(|| expired(CloseReason::Logout, None));
+        Reply {
+            json: refusal.to_json(id).into(),
+            refusal: Some(refusal),
+        }
+    }
+
+    /// The limit on one object from the client.
+    #[must_use]
+    pub fn frame_bytes(&self) -> usize {
+        self.session.frame_bytes()
+    }
+
+    /// Runs one command, after those that came before it. Given up before its turn, it is not run; given up later, it
+    /// has run all the same.
+    pub async fn command(&self, body: &[u8]) -> Reply {
+        self.session.touch();
+        let Some(_turn) = self.outlet().turn(MAX_COMMANDS).await else {
+            let message = format!("{MAX_COMMANDS} commands are under way, which is the most.");
+            return self.refusal_reply(Refusal::new(ErrorCode::TooMany, message));
+        };
+        let command = match Command::parse(body, None) {
+            Ok(command) => command,
+            Err(malformed) => {
+                let frame = self.session.refuse(malformed.id, &malformed.refusal);
+                return self.finish(Answer::refused(frame, malformed.refusal));
+            }
+        };
+        match self.session.execute(&command) {
+            Done::Replied(answer) => self.finish(answer),
+            Done::Barrier | Done::Slot => {
+                let answer = match self.outlet().take_reserved() {
+                    Some(answer) => answer.await.ok(),
+                    None => None,
+                };
+                answer.map_or_else(
+                    || self.expired_reply(command.id),
+                    |answer| self.finish(answer),
+                )
+            }
+            Done::Ended if command.kind == Some(Kind::Logout) => {
+                let json = self.outlet().last().unwrap_or_default();
+                Reply {
+                    json,
+                    refusal: None,
+                }
+            }
+            Done::LogIn(_) | Done::Ended => self.expired_reply(command.id),
+        }
+    }
+
+    fn finish(&self, answer: Answer) -> Reply {
+        if self.session.is_abusive() {
+            self.session.end(CloseReason::Abuse);
+        }
+        answer.into()
+    }
+
+    fn refusal_reply(&self, refusal: Refusal) -> Reply {
+        let frame = self.session.refuse(None, &refusal);
+        self.finish(Answer::refused(frame, refusal))
+    }
+
+    /// Counts what the transport found wrong with a request of this session's, and gives the refusal back.
+    #[must_use]
+    pub fn violated(&self, refusal: Refusal) -> Refusal {
+        self.session.touch();
+        self.refusal_reply(refusal)
+            .refusal
+            .unwrap_or_else(|| Refusal::new(ErrorCode::Internal, "A refusal was lost."))
+    }
+
+    /// One poll: acknowledges everything below `ack`, then gives up to `max` of the oldest events, waiting for the
+    /// first up to `wait`. A `wait` of zero spends the `polls` rate; a waiting poll is held until `pace` after the last
+    /// answer that had events. The whole JSON body. Cancel safe: nothing is lost that was not acknowledged.
+    ///
+    /// # Errors
+    /// `bad_request` for an `ack` beyond what was given, `rate_limited`, and `session_expired` once the `bye` was
+    /// given.
+    pub async fn poll(
+        &self,
+        ack: Option<u64>,
+        wait: Duration,
+        max: usize,
+        pace: Duration,
+    ) -> Result<Bytes, Refusal> {
+        self.session.touch();
+        let pull = self.outlet();
+        if pull.is_finished() {
+            return Err(self
+                .expired()
+                .unwrap_or_else(|| expired(CloseReason::Logout, None)));
+        }
+        if wait.is_zero() {
+            self.session
+                .take_poll()
+                .map_err(|refusal| self.violated(refusal))?;
+        }
+        let began = clock::now();
+        let _under_way = pull.under_way();
+        let number = pull.begin(ack).map_err(|given| {
+            self.violated(Refusal::bad_request(format!(
+                "ack is beyond {given}, the last next that was given."
+            )))
+        })?;
+        if wait.is_zero() {
+            return Ok(self.give(max));
+        }
+        if let Some(last) = pull.last_full()
+            && last + pace > began
+        {
+            // A newer poll, and an end, still cut this short.
+            let _ = timeout_at(
+                last + pace,
+                poll_fn(|cx| match pull.look(number, cx) {
+                    Look::Superseded => Poll::Ready(()),
+                    Look::Ready if pull.is_closed() => Poll::Ready(()),
+                    Look::Ready | Look::Waiting => Poll::Pending,
+                }),
+            )
+            .await;
+        }
+        let look = poll_fn(|cx| match pull.look(number, cx) {
+            Look::Ready => Poll::Ready(true),
+            Look::Superseded => Poll::Ready(false),
+            Look::Waiting => Poll::Pending,
+        });
+        let body = match timeout_at(began + wait, look).await {
+            Ok(true) => self.give(max),
+            Ok(false) => body(&pull.nothing(), true),
+            Err(_) => body(&pull.nothing(), false),
+        };
+        self.session.touch();
+        Ok(body)
+    }
+
+    fn give(&self, max: usize) -> Bytes {
+        let pull = self.outlet();
+        let page = pull.give(max);
+        if pull.is_finished() {
+            self.session.rest_fetched();
+        }
+        body(&page, false)
+    }
+
+    /// Ends the session as its client asked; the `bye` object, or the refusal where it had ended before.
+    pub async fn logout(&self) -> Reply {
+        let _turn = self.outlet().turn(MAX_COMMANDS).await;
+        if self.session.ended().is_some() {
+            return self.expired_reply(None);
+        }
+        Reply {
+            json: self
+                .session
+                .end_with(CloseReason::Logout, None, None)
+                .json(),
+            refusal: None,
+        }
+    }
+}
+
+fn body(page: &Page, superseded: bool) -> Bytes {
+    let mut body = Vec::with_capacity(
+        page.events
+            .iter()
+            .map(|event| event.len() + 1)
+            .sum::<usize>()
+            + 64,
+    );
+    body.extend_from_slice(b"{\"events\":[");
+    for (index, event) in page.events.iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(event);
+    }
+    let flag = if superseded {
+        ",\"superseded\":true"
+    } else {
+        ""
+    };
+    body.extend_from_slice(
+        format!("],\"first\":{},\"next\":{}{flag}}}", page.first, page.next).as_bytes(),
+    );
+    body.into()
+}

@@ -1,0 +1,353 @@
+//! Every metric, by name, in one place. Handles are made once at start; what fans out adds to them per batch.
+//!
+//! Labels come from closed sets: configured transports and authenticators, end codes, error codes, verdicts. No user,
+//! room, address or other word of a peer's is ever a label, so the number of series is fixed once the server runs.
+
+#![expect(
+    clippy::disallowed_macros,
+    reason = "the one place where metrics are named"
+)]
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
+
+use crate::{CloseReason, ErrorCode};
+
+/// The handles of one server.
+#[derive(Debug)]
+pub struct Telemetry {
+    transports: BTreeMap<Box<str>, Arc<TransportMetrics>>,
+    authenticators: BTreeMap<Box<str>, AuthenticatorMetrics>,
+    errors: [Counter; ErrorCode::ALL.len()],
+    pub(crate) reservations: Gauge,
+    pub(crate) rooms: Gauge,
+    pub(crate) rooms_created: Counter,
+    pub(crate) rooms_removed: Counter,
+    pub(crate) members: Gauge,
+    pub(crate) messages: Counter,
+    pub(crate) batch_events: Histogram,
+    pub(crate) log_append_seconds: Histogram,
+    pub(crate) lane_turn_seconds: Histogram,
+}
+
+/// The handles of one transport.
+#[derive(Debug)]
+pub struct TransportMetrics {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections open.
+    pub open: Gauge,
+    /// Bytes read from clients, framing included.
+    pub bytes_in: Counter,
+    refused: [Counter; RefusedReason::ALL.len()],
+    pub(crate) created: Counter,
+    pub(crate) live: Gauge,
+    ended: [Counter; CloseReason::ALL.len()],
+    strangers: [Counter; CloseReason::ALL.len()],
+    pub(crate) reaped: Counter,
+    pub(crate) deliveries: Counter,
+    pub(crate) bytes_out: Counter,
+    pub(crate) queued: Gauge,
+}
+
+#[derive(Debug)]
+struct AuthenticatorMetrics {
+    verdicts: [Counter; VerdictLabel::ALL.len()],
+    seconds: Histogram,
+}
+
+/// What became of asking one authenticator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VerdictLabel {
+    Allow,
+    Deny,
+    Abstain,
+    Unavailable,
+}
+
+impl VerdictLabel {
+    const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::Abstain, Self::Unavailable];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Abstain => "abstain",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Why a connection or an HTTP request was turned away before it reached any session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// `max_connections` is reached.
+    TooManyConnections,
+    /// `max_connections_per_ip` is reached.
+    TooManyPerAddress,
+    /// `connects_per_ip` is spent.
+    ConnectRate,
+    /// A PROXY header is missing, malformed or from a peer that is no proxy.
+    Proxy,
+    /// Nothing came in `first_byte_timeout`.
+    FirstByteTimeout,
+    /// No whole request head came in `header_timeout`.
+    HeaderTimeout,
+    /// No whole request body came in `body_timeout`.
+    BodyTimeout,
+    /// A `Host` that is not served, or not exactly one.
+    Host,
+    /// An `Origin` that is not allowed.
+    Origin,
+    /// A request that breaks HTTP, or the rules of its path.
+    BadRequest,
+    /// No such path or method.
+    NotFound,
+    /// A head or body over its limit.
+    TooLarge,
+    /// The server stops.
+    Draining,
+    /// The process has no descriptor left for it.
+    Descriptors,
+}
+
+impl RefusedReason {
+    const ALL: [Self; 14] = [
+        Self::TooManyConnections,
+        Self::TooManyPerAddress,
+        Self::ConnectRate,
+        Self::Proxy,
+        Self::FirstByteTimeout,
+        Self::HeaderTimeout,
+        Self::BodyTimeout,
+        Self::Host,
+        Self::Origin,
+        Self::BadRequest,
+        Self::NotFound,
+        Self::TooLarge,
+        Self::Draining,
+        Self::Descriptors,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::TooManyConnections => "too_many_connections",
+            Self::TooManyPerAddress => "too_many_per_address",
+            Self::ConnectRate => "connect_rate",
+            Self::Proxy => "proxy",
+            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::HeaderTimeout => "header_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::Host => "host",
+            Self::Origin => "origin",
+            Self::BadRequest => "bad_request",
+            Self::NotFound => "not_found",
+            Self::TooLarge => "too_large",
+            Self::Draining => "draining",
+            Self::Descriptors => "descriptors",
+        }
+    }
+}
+
+impl Telemetry {
+    /// Registers every series with `recorder`; `transports` and `authenticators` are the configured names.
+    #[must_use]
+    pub fn new(
+        recorder: &dyn metrics::Recorder,
+        transports: &[&str],
+        authenticators: &[&str],
+    ) -> Arc<Self> {
+        metrics::with_local_recorder(recorder, || {
+            describe();
+            Arc::new(Self {
+                transports: transports
+                    .iter()
+                    .map(|&name| (name.into(), Arc::new(TransportMetrics::new(name))))
+                    .collect(),
+                authenticators: authenticators
+                    .iter()
+                    .map(|&name| (name.into(), AuthenticatorMetrics::new(name)))
+                    .collect(),
+                errors: ErrorCode::ALL
+                    .map(|code| counter!("chinwag_errors_total", "code" => code.code())),
+                reservations: gauge!("chinwag_reservations"),
+                rooms: gauge!("chinwag_rooms"),
+                rooms_created: counter!("chinwag_rooms_created_total"),
+                rooms_removed: counter!("chinwag_rooms_removed_total"),
+                members: gauge!("chinwag_members"),
+                messages: counter!("chinwag_messages_total"),
+                batch_events: histogram!("chinwag_batch_events"),
+                log_append_seconds: histogram!("chinwag_log_append_seconds"),
+                lane_turn_seconds: histogram!("chinwag_lane_turn_seconds"),
+            })
+        })
+    }
+
+    /// The handles of the transport with that table name.
+    ///
+    /// # Panics
+    /// If the name was not given to [`Telemetry::new`]: that is a bug in the wiring.
+    #[must_use]
+    pub fn transport(&self, name: &str) -> &Arc<TransportMetrics> {
+        self.transports
+            .get(name)
+            .expect("every configured transport was registered")
+    }
+
+    pub(crate) fn refused_command(&self, code: ErrorCode) {
+        self.errors[code as usize].increment(1);
+    }
+
+    pub(crate) fn verdict(&self, authenticator: &str, verdict: VerdictLabel, seconds: f64) {
+        if let Some(handles) = self.authenticators.get(authenticator) {
+            handles.verdicts[verdict as usize].increment(1);
+            handles.seconds.record(seconds);
+        }
+    }
+}
+
+impl TransportMetrics {
+    fn new(transport: &str) -> Self {
+        let name = || transport.to_owned();
+        Self {
+            accepted: counter!("chinwag_connections_total", "transport" => name()),
+            open: gauge!("chinwag_connections", "transport" => name()),
+            bytes_in: counter!("chinwag_received_bytes_total", "transport" => name()),
+            refused: RefusedReason::ALL.map(
+                |reason| counter!("chinwag_refused_total", "transport" => name(), "reason" => reason.label()),
+            ),
+            created: counter!("chinwag_sessions_created_total", "transport" => name()),
+            live: gauge!("chinwag_sessions", "transport" => name()),
+            ended: CloseReason::ALL.map(
+                |reason| counter!("chinwag_sessions_ended_total", "transport" => name(), "reason" => reason.code()),
+            ),
+            strangers: CloseReason::ALL.map(
+                |reason| counter!("chinwag_strangers_ended_total", "transport" => name(), "reason" => reason.code()),
+            ),
+            reaped: counter!("chinwag_reaped_total", "transport" => name()),
+            deliveries: counter!("chinwag_deliveries_total", "transport" => name()),
+            bytes_out: counter!("chinwag_delivered_bytes_total", "transport" => name()),
+            queued: gauge!("chinwag_queued_bytes", "transport" => name()),
+        }
+    }
+
+    /// Counts a connection or request that was turned away before it reached any session.
+    pub fn refused(&self, reason: RefusedReason) {
+        self.refused[reason as usize].increment(1);
+    }
+
+    /// Counts the end of a connection that never had a session.
+    pub(crate) fn stranger_ended(&self, reason: CloseReason) {
+        self.strangers[reason as usize].increment(1);
+    }
+
+    pub(crate) fn ended(&self, reason: CloseReason) {
+        self.ended[reason as usize].increment(1);
+        self.live.decrement(1);
+    }
+}
+
+impl AuthenticatorMetrics {
+    fn new(authenticator: &str) -> Self {
+        let name = || authenticator.to_owned();
+        Self {
+            verdicts: VerdictLabel::ALL.map(|verdict| {
+                counter!("chinwag_auth_verdicts_total", "authenticator" => name(), "verdict" => verdict.label())
+            }),
+            seconds: histogram!("chinwag_auth_seconds", "authenticator" => name()),
+        }
+    }
+}
+
+fn describe() {
+    describe_counter!("chinwag_connections_total", "Connections accepted.");
+    describe_gauge!("chinwag_connections", "Connections open.");
+    describe_counter!(
+        "chinwag_received_bytes_total",
+        Unit::Bytes,
+        "Bytes read from clients."
+    );
+    describe_counter!(
+        "chinwag_refused_total",
+        "Connections and requests turned away before any session."
+    );
+    describe_counter!("chinwag_sessions_created_total", "Sessions begun.");
+    describe_gauge!("chinwag_sessions", "Sessions live: begun less ended.");
+    describe_counter!(
+        "chinwag_sessions_ended_total",
+        "Sessions ended, by end code."
+    );
+    describe_counter!(
+        "chinwag_strangers_ended_total",
+        "Connections ended before a log-in, by end code."
+    );
+    describe_counter!(
+        "chinwag_reaped_total",
+        "Sessions and log-ins ended for silence."
+    );
+    describe_counter!("chinwag_deliveries_total", "Events handed to members.");
+    describe_counter!(
+        "chinwag_delivered_bytes_total",
+        Unit::Bytes,
+        "Bytes of events handed to members."
+    );
+    describe_gauge!(
+        "chinwag_queued_bytes",
+        Unit::Bytes,
+        "Bytes queued for clients that did not take them yet."
+    );
+    describe_counter!("chinwag_errors_total", "Commands refused, by error code.");
+    describe_gauge!(
+        "chinwag_reservations",
+        "Names reserved by log-ins or held by sessions."
+    );
+    describe_gauge!("chinwag_rooms", "Rooms, empty ones included.");
+    describe_counter!("chinwag_rooms_created_total", "Rooms brought into being.");
+    describe_counter!("chinwag_rooms_removed_total", "Rooms given up.");
+    describe_gauge!(
+        "chinwag_members",
+        "Memberships: a session in three rooms counts three times."
+    );
+    describe_counter!("chinwag_messages_total", "Messages accepted.");
+    describe_histogram!("chinwag_batch_events", "Events laid out in one batch.");
+    describe_histogram!(
+        "chinwag_log_append_seconds",
+        Unit::Seconds,
+        "From submitting a message to its place."
+    );
+    describe_histogram!(
+        "chinwag_lane_turn_seconds",
+        Unit::Seconds,
+        "One turn of a lane."
+    );
+    describe_counter!("chinwag_auth_verdicts_total", "Verdicts of authenticators.");
+    describe_histogram!(
+        "chinwag_auth_seconds",
+        Unit::Seconds,
+        "Time that an authenticator took."
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_stand_at_their_own_index() {
+        for (index, code) in ErrorCode::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index);
+        }
+        for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert!(CloseReason::ALL.iter().position(|&other| other == reason) == Some(index));
+            assert_eq!(reason as usize, index, "{reason:?}");
+        }
+        for (index, reason) in RefusedReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+    }
+}
