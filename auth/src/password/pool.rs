@@ -1,0 +1,356 @@
+//! A fixed number of threads for work that takes a core for a while, behind a bounded queue.
+//!
+//! At most `threads` pieces of work run and at most `queue` wait; what comes beyond that is refused
+//! at once. Work whose caller has gone is dropped unstarted. Work that has begun can't be stopped.
+
+use std::{
+    collections::VecDeque,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::oneshot;
+
+/// The threads, which end when it is dropped: idle ones at once, busy ones after the work at hand.
+pub(super) struct Pool<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// Why a piece of work gave no result.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Undone {
+    /// Every thread is busy and the queue is full.
+    Full,
+    /// It panicked.
+    Panicked,
+}
+
+struct Shared<T> {
+    queue: Mutex<Queue<T>>,
+    changed: Condvar,
+    threads: usize,
+    bound: usize,
+}
+
+struct Queue<T> {
+    waiting: VecDeque<Job<T>>,
+    busy: usize,
+    closed: bool,
+}
+
+struct Job<T> {
+    work: Box<dyn FnOnce() -> T + Send>,
+    reply: oneshot::Sender<T>,
+}
+
+impl<T: Send + 'static> Pool<T> {
+    /// Starts `threads` threads, before which up to `queue` pieces of work may wait; 0 lets none
+    /// wait.
+    ///
+    /// # Errors
+    /// When the system gives no more threads; those already started end.
+    pub(super) fn new(threads: usize, queue: usize) -> io::Result<Self> {
+        let pool = Self {
+            shared: Arc::new(Shared {
+                queue: Mutex::new(Queue {
+                    waiting: VecDeque::new(),
+                    busy: 0,
+                    closed: false,
+                }),
+                changed: Condvar::new(),
+                threads,
+                bound: queue,
+            }),
+        };
+        for number in 0..threads {
+            let shared = Arc::clone(&pool.shared);
+            thread::Builder::new()
+                .name(format!("chinwag-hash-{number}"))
+                .spawn(move || shared.serve())?;
+        }
+        Ok(pool)
+    }
+
+    /// Runs `work` on one of the threads. Dropping the future before that has begun takes it back.
+    pub(super) async fn run(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Undone> {
+        let (reply, answer) = oneshot::channel();
+        if !self.shared.push(Job {
+            work: Box::new(work),
+            reply,
+        }) {
+            return Err(Undone::Full);
+        }
+        // While a caller borrows the pool it is not dropped, so only a panic loses the reply.
+        answer.await.map_err(|_lost| Undone::Panicked)
+    }
+}
+
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl<T> Shared<T> {
+    /// Whether there was room for `job`.
+    fn push(&self, job: Job<T>) -> bool {
+        let mut queue = self.queue.lock();
+        if !self.has_room(&queue) {
+            // Callers that gave up must not keep others out.
+            queue.waiting.retain(|job| !job.reply.is_closed());
+            if !self.has_room(&queue) {
+                return false;
+            }
+        }
+        queue.waiting.push_back(job);
+        drop(queue);
+        self.changed.notify_one();
+        true
+    }
+
+    /// A job for which a thread is free does not count as waiting, even before that thread has
+    /// woken up.
+    fn has_room(&self, queue: &Queue<T>) -> bool {
+        queue.waiting.len() < self.bound + (self.threads - queue.busy)
+    }
+
+    fn serve(&self) {
+        let mut queue = self.queue.lock();
+        while !queue.closed {
+            let Some(job) = queue.waiting.pop_front() else {
+                self.changed.wait(&mut queue);
+                continue;
+            };
+            if job.reply.is_closed() {
+                continue;
+            }
+            queue.busy += 1;
+            // A thread lost to a panic would never come back; the panic costs its own caller only.
+            let done =
+                MutexGuard::unlocked(&mut queue, || catch_unwind(AssertUnwindSafe(job.work)));
+            // Before the caller hears, who may come again at once and find the thread free.
+            queue.busy -= 1;
+            MutexGuard::unlocked(&mut queue, || match done {
+                // The caller may have gone in the meantime, and then nobody wants to know.
+                Ok(result) => drop(job.reply.send(result)),
+                Err(_panic) => drop(job.reply),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{
+        cell::RefCell,
+        future::poll_fn,
+        pin::{Pin, pin},
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        task::Poll,
+        time::Duration,
+    };
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Keeps a thread busy until the returned sender is dropped or sends; it is busy when this
+    /// returns.
+    fn occupy(pool: &Arc<Pool<usize>>, tasks: &mut JoinSet<Result<usize, Undone>>) -> Gate {
+        let (opened, gate) = mpsc::channel::<()>();
+        let (begun, started) = oneshot::channel();
+        let pool = Arc::clone(pool);
+        tasks.spawn(async move {
+            pool.run(move || {
+                begun.send(()).unwrap();
+                gate.recv().ok();
+                0
+            })
+            .await
+        });
+        Gate {
+            _opened: opened,
+            started: Some(started),
+        }
+    }
+
+    struct Gate {
+        _opened: mpsc::Sender<()>,
+        started: Option<oneshot::Receiver<()>>,
+    }
+
+    impl Gate {
+        async fn started(&mut self) {
+            self.started.take().unwrap().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn never_more_run_at_once_than_there_are_threads() {
+        let pool = Arc::new(Pool::new(3, 200).unwrap());
+        let running = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        for _ in 0..200 {
+            let (pool, running) = (Arc::clone(&pool), Arc::clone(&running));
+            tasks.spawn(async move {
+                pool.run(move || {
+                    let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+                    thread::yield_now();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    now
+                })
+                .await
+            });
+        }
+        let most = tasks.join_all().await.into_iter().map(Result::unwrap).max();
+        assert!(most.is_some_and(|most| (1..=3).contains(&most)), "{most:?}");
+    }
+
+    #[tokio::test]
+    async fn beyond_threads_and_queue_is_full() {
+        let pool = Arc::new(Pool::new(2, 3).unwrap());
+        let mut busy = JoinSet::new();
+        let mut gates = [occupy(&pool, &mut busy), occupy(&pool, &mut busy)];
+        for gate in &mut gates {
+            gate.started().await;
+        }
+        let mut waiting = Vec::new();
+        for number in 0..10 {
+            let mut run = Box::pin(pool.run(move || number));
+            match poll_once(run.as_mut()).await {
+                None => waiting.push(run),
+                Some(refused) => assert_eq!(refused, Err(Undone::Full)),
+            }
+        }
+        assert_eq!(waiting.len(), 3);
+        drop(gates);
+        for (number, run) in waiting.into_iter().enumerate() {
+            assert_eq!(run.await, Ok(number));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_free_thread_needs_no_queue() {
+        let pool = Pool::new(1, 0).unwrap();
+        for number in 0..10_000 {
+            assert_eq!(pool.run(move || number).await, Ok(number));
+        }
+    }
+
+    #[tokio::test]
+    async fn work_whose_caller_has_gone_is_not_begun() {
+        let pool = Arc::new(Pool::new(1, 1).unwrap());
+        let mut busy = JoinSet::new();
+        let mut gate = occupy(&pool, &mut busy);
+        gate.started().await;
+
+        let begun = Arc::new(AtomicUsize::new(0));
+        let mut given_up = {
+            let begun = Arc::clone(&begun);
+            Box::pin(pool.run(move || begun.fetch_add(1, Ordering::SeqCst)))
+        };
+        assert!(poll_once(given_up.as_mut()).await.is_none(), "it waits");
+        assert_eq!(at_once(pool.run(|| 0)).await, Err(Undone::Full));
+        drop(given_up);
+
+        // The place of the one that gave up is free at once, and the queue goes on behind it.
+        let mut next = Box::pin(pool.run(|| 8));
+        assert!(poll_once(next.as_mut()).await.is_none(), "it waits");
+        drop(gate);
+        assert_eq!(next.await, Ok(8));
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_job_is_skipped_when_its_turn_comes_after_its_caller_left() {
+        let pool = Arc::new(Pool::new(1, 2).unwrap());
+        let mut busy = JoinSet::new();
+        let mut gate = occupy(&pool, &mut busy);
+        gate.started().await;
+        let begun = Arc::new(AtomicUsize::new(0));
+        let mut given_up = {
+            let begun = Arc::clone(&begun);
+            Box::pin(pool.run(move || begun.fetch_add(1, Ordering::SeqCst)))
+        };
+        assert!(poll_once(given_up.as_mut()).await.is_none());
+        let mut next = Box::pin(pool.run(|| 8));
+        assert!(poll_once(next.as_mut()).await.is_none());
+        drop(given_up);
+        drop(gate);
+        assert_eq!(
+            next.await,
+            Ok(8),
+            "the queue is first in, first out, so the other one's turn is over"
+        );
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_caller_and_no_thread() {
+        let pool = Pool::new(1, 1).unwrap();
+        assert_eq!(
+            pool.run(|| panic!("as the test wants")).await,
+            Err(Undone::Panicked)
+        );
+        assert_eq!(pool.run(|| 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn the_threads_end_with_the_pool() {
+        thread_local! {
+            /// Dropped when its thread ends.
+            static ALIVE: RefCell<Option<mpsc::Sender<()>>> = const { RefCell::new(None) };
+        }
+        let pool = Arc::new(Pool::<()>::new(4, 0).unwrap());
+        let (alive, ended) = mpsc::channel();
+        let each_has_one = Arc::new(Barrier::new(4));
+        let mut tasks = JoinSet::new();
+        for _ in 0..4 {
+            let (pool, alive) = (Arc::clone(&pool), alive.clone());
+            let each_has_one = Arc::clone(&each_has_one);
+            tasks.spawn(async move {
+                pool.run(move || {
+                    ALIVE.set(Some(alive));
+                    each_has_one.wait();
+                })
+                .await
+            });
+        }
+        for done in tasks.join_all().await {
+            assert_eq!(done, Ok(()));
+        }
+        drop(alive);
+        assert_eq!(
+            ended.try_recv(),
+            Err(mpsc::TryRecvError::Empty),
+            "they live"
+        );
+        drop(pool);
+        let at_last = ended.recv_timeout(Duration::from_secs(30));
+        assert_eq!(at_last, Err(mpsc::RecvTimeoutError::Disconnected));
+    }
+
+    /// What `future` gives without waiting for anything.
+    pub(in crate::password) async fn at_once<F: Future>(future: F) -> F::Output {
+        poll_once(pin!(future)).await.expect("an answer at once")
+    }
+
+    /// What `future` gives at its first poll, if anything.
+    pub(in crate::password) async fn poll_once<F: Future>(
+        mut future: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+}
