@@ -1,0 +1,423 @@
+//! The HTTP listener: one per bind, shared by every transport that names it, with their routes told apart by path.
+//!
+//! What it guarantees: every stage of a connection has a time limit; a request has exactly one `Host`, one that is
+//! served, and an unambiguous body; every answer is an object of the protocol that no cache keeps; a panic in a route
+//! costs one request; while the server drains, polls are answered until nobody is left to be told.
+//!
+//! HTTP/1.1 (and 1.0) only, and `http1::Builder` rather than a builder that finds the version out: that one holds a
+//! silent connection for ever.
+
+mod answer;
+mod authorization;
+mod body;
+mod host;
+mod socket;
+
+use std::{
+    any::Any,
+    collections::{HashMap, hash_map::Entry},
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chinwag_core::{ErrorCode, Lifecycle, Peer, Refusal, RefusedReason};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use parking_lot::{Mutex, RwLock};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+pub use answer::{
+    Answer, bad_request, empty, json, method_not_allowed, refused, refused_as, refused_with, status,
+};
+pub use authorization::{bearer, credentials};
+pub use body::{BodyError, read as read_body};
+pub(crate) use host::Hosts;
+
+use crate::{
+    Accepted, BindError, ClientAddress, ListenerConfig, Permit, StreamListener, accept::Door,
+    address, origin::Scheme,
+};
+use socket::{HttpSocket, Stage, Watch, drive};
+
+/// The most bytes of a request's head, and of what is read ahead of a slow route.
+const HEAD: usize = 16 << 10;
+/// How long requests under way may take once the server has drained. What they could still do is answered by then;
+/// half a request never holds a shutdown.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What answers the requests to one path.
+///
+/// A connection's requests run one after another. When the client goes away, the call is dropped at its next await.
+/// A panic is answered with `internal` and costs that request alone.
+#[async_trait]
+pub trait HttpRoute: Send + Sync + 'static {
+    /// Answers one request. An upgrade is answered with 101; [`upgraded`] then yields the socket.
+    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer;
+}
+
+/// Who sends a request.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HttpPeer {
+    /// The client, as the listener's `client_address` names it. Behind a proxy it may be another one with every
+    /// request of a connection.
+    pub peer: Peer,
+    /// Counts the connection; an upgraded one asks [`admit_upgrade`](Self::admit_upgrade) for its own.
+    pub permit: Permit,
+    /// Whether the client is known to have come over TLS: a trusted proxy says so with `X-Forwarded-Proto: https`.
+    pub secure: bool,
+    /// Whether a header named the client, who was then not counted when the connection was accepted.
+    named: bool,
+}
+
+impl HttpPeer {
+    /// The scheme that an `Origin` of the same site must have.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        if self.secure {
+            Scheme::Https
+        } else {
+            Scheme::Either
+        }
+    }
+
+    /// Spends one of `connects_per_ip` for what is like a connection of the client's: a new session.
+    ///
+    /// # Errors
+    /// `rate_limited`, with the time to come back. Counted.
+    pub fn admit(&self) -> Result<(), Refusal> {
+        let door = self.permit.gate().door();
+        door.admit(&self.peer).map_err(|retry| {
+            door.refused(RefusedReason::ConnectRate);
+            Refusal::new(
+                ErrorCode::RateLimited,
+                "Too many connections from your address; come back after retry_ms.",
+            )
+            .retry(retry)
+        })
+    }
+
+    /// The permit of a connection that is about to be upgraded, to be held until its end. A client that a header
+    /// named is judged and counted here; any other was when its connection was accepted.
+    ///
+    /// # Errors
+    /// `rate_limited` over `connects_per_ip`, `too_many` over `max_connections_per_ip`. Counted.
+    pub fn admit_upgrade(&self) -> Result<Permit, Refusal> {
+        if !self.named {
+            return Ok(self.permit.clone());
+        }
+        let permit = self.permit.count_for(&self.peer).ok_or_else(|| {
+            Refusal::new(
+                ErrorCode::TooMany,
+                "Too many connections are open from your address.",
+            )
+            .retry(Duration::from_secs(1))
+        })?;
+        self.admit()?;
+        Ok(permit)
+    }
+
+    /// The sender of a request with `headers` on a connection of `peer`.
+    fn of(peer: Peer, permit: &Permit, headers: &HeaderMap) -> Self {
+        let config = permit.gate().config();
+        let proxied =
+            config.client_address == ClientAddress::XForwardedFor && config.trusts(peer.address);
+        let named = proxied
+            .then(|| address::forwarded(headers, config))
+            .flatten();
+        // The last proxy's word is the last of the list.
+        let secure = proxied
+            && headers
+                .get_all("x-forwarded-proto")
+                .iter()
+                .next_back()
+                .and_then(|line| line.as_bytes().rsplit(|&byte| byte == b',').next())
+                .is_some_and(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https"));
+        Self {
+            peer: named.map_or(peer, address::named),
+            permit: permit.clone(),
+            secure,
+            named: named.is_some(),
+        }
+    }
+}
+
+/// The socket under a connection whose upgrade was answered with 101, and bytes of the new protocol that were read
+/// with the request and are counted as received already. `None`: the connection ended before.
+///
+/// `upgrade` is what `hyper::upgrade::on(&mut request)` gives.
+pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<HttpSocket>>().ok()?;
+    let (socket, early) = parts.io.into_inner().into_parts();
+    let read = if early.is_empty() {
+        parts.read_buf
+    } else {
+        [parts.read_buf, early].concat().into()
+    };
+    Some((socket, read))
+}
+
+/// A transport's handle on the HTTP listener of its bind. [`BindContext::http`](crate::BindContext::http) makes it.
+#[derive(Clone)]
+pub struct HttpListener {
+    shared: Arc<Shared>,
+    /// The transport's table.
+    name: Arc<str>,
+}
+
+impl fmt::Debug for HttpListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpListener")
+            .field("name", &self.name)
+            .field("address", &self.shared.address)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    address: SocketAddr,
+    config: Arc<ListenerConfig>,
+    hosts: Hosts,
+    door: Arc<dyn Door>,
+    routes: RwLock<HashMap<String, Arc<dyn HttpRoute>>>,
+    /// Taken by the first of the transports that serves.
+    listener: Mutex<Option<StreamListener>>,
+    stopped: CancellationToken,
+}
+
+impl HttpListener {
+    /// The address taken; where the file says port 0, the port the system chose.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Gives the requests to exactly `path` to `route`, which itself judges the method.
+    ///
+    /// # Errors
+    /// [`BindError::Path`]: another transport on this bind has the path.
+    pub fn route(
+        &self,
+        path: impl Into<String>,
+        route: Arc<dyn HttpRoute>,
+    ) -> Result<(), BindError> {
+        match self.shared.routes.write().entry(path.into()) {
+            Entry::Vacant(free) => {
+                free.insert(route);
+                Ok(())
+            }
+            Entry::Occupied(taken) => Err(BindError::Path {
+                transport: Arc::clone(&self.name),
+                path: taken.key().clone(),
+            }),
+        }
+    }
+
+    /// Accepts until the server has drained: longer than its lifecycle does, since clients that poll connect anew to
+    /// fetch what is queued for them and their `bye`. Then connections finish the answer under way and close.
+    ///
+    /// Each transport on the bind calls it; the first call does the work.
+    pub async fn serve(&self) {
+        let Some(listener) = self.shared.listener.lock().take() else {
+            return self.shared.stopped.cancelled().await;
+        };
+        let shared = Arc::clone(&self.shared);
+        let door = Arc::clone(&shared.door);
+        listener
+            .serve_until(door.drained(), shared.stopped.clone(), move |accepted| {
+                serve_connection(Arc::clone(&shared), accepted)
+            })
+            .await;
+    }
+
+    pub(crate) fn new(
+        name: Arc<str>,
+        config: Arc<ListenerConfig>,
+        door: Arc<dyn Door>,
+        lifecycle: Lifecycle,
+    ) -> io::Result<Self> {
+        let hosts = Hosts::new(&config.hosts).map_err(io::Error::other)?;
+        let listener = StreamListener::bind(Arc::clone(&config), Arc::clone(&door), lifecycle)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                address: listener.local_addr(),
+                config,
+                hosts,
+                door,
+                routes: RwLock::default(),
+                listener: Mutex::new(Some(listener)),
+                stopped: CancellationToken::new(),
+            }),
+            name,
+        })
+    }
+
+    /// The same listener for the transport `name`.
+    pub(crate) fn for_transport(&self, name: Arc<str>) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            name,
+        }
+    }
+}
+
+/// One connection, from its first byte to its last, or until it is upgraded.
+async fn serve_connection(shared: Arc<Shared>, accepted: Accepted) {
+    let watch = Arc::new(Watch::new(&shared.config, Arc::clone(&shared.door)));
+    let socket = HttpSocket::new(accepted.socket, accepted.early, Arc::clone(&watch));
+    let stopped = shared.stopped.clone();
+    let client = Arc::new(Client {
+        shared,
+        watch: Arc::clone(&watch),
+        peer: accepted.peer,
+        permit: accepted.permit,
+    });
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        client.watch.handling();
+        async move { Ok::<_, Infallible>(client.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .max_buf_size(HEAD)
+        // The watch has a limit for each stage in its place.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(socket), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+
+    let end = tokio::select! {
+        end = drive(connection.as_mut(), &watch) => end,
+        () = stopped.cancelled() => {
+            watch.stop();
+            match watch.stage() {
+                // Nobody waits for an answer.
+                Stage::Idle | Stage::Head | Stage::Closing => return,
+                Stage::Handling | Stage::Responding => {
+                    connection.as_mut().graceful_shutdown();
+                    let last = drive(connection.as_mut(), &watch);
+                    tokio::time::timeout(LAST_WORDS, last).await.unwrap_or(None)
+                }
+            }
+        }
+    };
+    match end {
+        Some(Ok(())) => (),
+        Some(Err(error)) => debug!(%error, peer = %accepted.peer.address, "HTTP connection ended."),
+        None => {
+            watch.count_late();
+            debug!(stage = ?watch.stage(), peer = %accepted.peer.address, "HTTP connection timed out.");
+        }
+    }
+}
+
+/// What the requests of one connection have in common.
+struct Client {
+    shared: Arc<Shared>,
+    watch: Arc<Watch>,
+    peer: Peer,
+    permit: Permit,
+}
+
+impl Client {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        // Every browser may ask with OPTIONS, which proves nothing.
+        let asks = request.method() != Method::OPTIONS;
+        let mut answer = self.route(request).await;
+        answer
+            .headers_mut()
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        self.watch.responding(asks && answer.status().is_success());
+        answer
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Answer {
+        let refuse = |reason| self.shared.door.refused(reason);
+        if has_doubtful_body(request.headers()) {
+            refuse(RefusedReason::BadRequest);
+            let refusal = bad_request("Transfer-Encoding is chunked, once, or not there.");
+            return answer::closing(refused(&refusal));
+        }
+        if let Err(answer) = self.shared.hosts.check(request.uri(), request.headers()) {
+            refuse(RefusedReason::Host);
+            return answer;
+        }
+        let route = self.shared.routes.read().get(request.uri().path()).cloned();
+        let Some(route) = route else {
+            refuse(RefusedReason::NotFound);
+            let refusal = bad_request("There is nothing at this path.");
+            return refused_as(StatusCode::NOT_FOUND, &refusal);
+        };
+        let peer = HttpPeer::of(self.peer, &self.permit, request.headers());
+        match CatchPanic(route.handle(request, &peer)).await {
+            Ok(answer) => answer,
+            Err(_panic) => {
+                // The panic hook has told what and where.
+                error!("A route panicked; its request is answered with internal.");
+                refused(&Refusal::new(
+                    ErrorCode::Internal,
+                    "A fault of the server; it has been logged.",
+                ))
+            }
+        }
+    }
+}
+
+/// Whether two readers of a request could disagree on where its body ends. hyper takes any list of codings that ends
+/// in `chunked`, and closes the connection where there is a length too.
+fn has_doubtful_body(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => false,
+        (Some(coding), None) => !coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => true,
+    }
+}
+
+/// A future whose panic is its output.
+struct CatchPanic<F>(F);
+
+impl<F: Future + Unpin> Future for CatchPanic<F> {
+    type Output = Result<F::Output, Box<dyn Any + Send>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // What a panic may have left half done is dropped with the future.
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+// What is kept per bind, so that transports find the listener that is there.
+#[derive(Default)]
+pub(crate) struct Binds(Mutex<HashMap<SocketAddr, HttpListener>>);
+
+impl Binds {
+    /// The listener of `config.bind`, bound if nobody did before. Port 0, written twice, is one port.
+    pub(crate) fn listener(
+        &self,
+        name: &Arc<str>,
+        config: &Arc<ListenerConfig>,
+        bind: impl FnOnce() -> io::Result<HttpListener>,
+    ) -> io::Result<HttpListener> {
+        match self.0.lock().entry(config.bind) {
+            Entry::Occupied(there) => Ok(there.get().for_transport(Arc::clone(name))),
+            Entry::Vacant(free) => Ok(free.insert(bind()?).clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,421 @@
+//! The socket under an HTTP connection, and how long each stage of the connection may last.
+//!
+//! hyper's own timer knows one limit for a head and counts the rest between two requests into it, and it has none for
+//! a response that nobody reads. So the socket, which sees every byte come and go, tells a [`Watch`] what stage the
+//! connection is in, and [`drive`] ends it when a stage has lasted too long. A request's body and its handler have
+//! limits of their own, set by whoever waits for them.
+//!
+//! hyper answers a head that it can't parse with a status alone; the socket puts the protocol's `error` object in its
+//! place.
+
+use std::{
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use chinwag_core::{
+    RefusedReason,
+    clock::{self, Instant},
+};
+use http::StatusCode;
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::answer;
+use crate::{ListenerConfig, accept::Door};
+
+/// How long a connection that has brought a good request may rest before the next one. Proxies keep connections open
+/// for a minute and are surprised by a server that closes first.
+const REST: Duration = Duration::from_secs(75);
+/// Each so many bytes of an answer have the time that the listener grants for writing: a slow reader gets its answer,
+/// one that takes a byte now and then does not hold it for ever.
+const STRETCH: usize = 16 << 10;
+/// The most that is read and thrown away of what a client still sends when it has got its last answer.
+const LINGER_BYTES: usize = 16 << 20;
+
+/// What an HTTP connection is in the middle of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing of the next request has come.
+    Idle,
+    /// Part of a head has come.
+    Head,
+    /// A route has the request.
+    Handling,
+    /// The route has answered, and the answer is being written.
+    Responding,
+    /// The last answer was written; what the client still sends is thrown away.
+    Closing,
+}
+
+/// The stage of one connection and when it has lasted too long.
+pub(super) struct Watch {
+    door: Arc<dyn Door>,
+    first_byte: Duration,
+    header: Duration,
+    write: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
+    stage: Stage,
+    deadline: Option<Instant>,
+    /// Bytes of the answer that were written since its deadline was set.
+    written: usize,
+    /// Whether any byte came.
+    heard: bool,
+    /// Whether a request was good: a stranger may not rest as long.
+    proven: bool,
+    /// Whether the listener has stopped.
+    stopping: bool,
+}
+
+impl Watch {
+    /// A connection that was accepted just now.
+    pub(super) fn new(config: &ListenerConfig, door: Arc<dyn Door>) -> Self {
+        let first_byte = config.first_byte_timeout.0;
+        Self {
+            door,
+            first_byte,
+            header: config.header_timeout.0,
+            write: config.write_timeout.0,
+            state: Mutex::new(State {
+                stage: Stage::Idle,
+                deadline: Some(clock::now() + first_byte),
+                written: 0,
+                heard: false,
+                proven: false,
+                stopping: false,
+            }),
+        }
+    }
+
+    pub(super) fn stage(&self) -> Stage {
+        self.state.lock().stage
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.state.lock().deadline
+    }
+
+    fn received(&self, bytes: usize) {
+        self.door.received(bytes);
+        let mut state = self.state.lock();
+        state.heard = true;
+        if state.stage == Stage::Idle {
+            state.stage = Stage::Head;
+            state.deadline = Some(clock::now() + self.header);
+        }
+    }
+
+    /// A route gets a request.
+    pub(super) fn handling(&self) {
+        let mut state = self.state.lock();
+        state.stage = Stage::Handling;
+        state.deadline = None;
+    }
+
+    /// The route has answered; `good`: the client has shown that it knows what it is doing.
+    pub(super) fn responding(&self, good: bool) {
+        let mut state = self.state.lock();
+        state.stage = Stage::Responding;
+        state.deadline = Some(clock::now() + self.write);
+        state.written = 0;
+        state.proven |= good;
+    }
+
+    fn wrote(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        if state.stage == Stage::Responding {
+            state.written += bytes;
+            if state.written >= STRETCH {
+                state.written = 0;
+                state.deadline = Some(clock::now() + self.write);
+            }
+        }
+    }
+
+    /// Everything that was to be written has gone to the kernel.
+    fn flushed(&self) {
+        let mut state = self.state.lock();
+        if state.stage == Stage::Responding {
+            state.stage = Stage::Idle;
+            let rest = if state.proven { REST } else { self.first_byte };
+            state.deadline = Some(clock::now() + rest);
+        }
+    }
+
+    /// Whether bytes to be written now are hyper's own answer to a head that it can't parse: no route has one.
+    fn is_unasked(&self) -> bool {
+        matches!(self.state.lock().stage, Stage::Idle | Stage::Head)
+    }
+
+    fn closing(&self) {
+        let mut state = self.state.lock();
+        if state.stage != Stage::Closing {
+            state.stage = Stage::Closing;
+            state.deadline = Some(clock::now() + self.write);
+        }
+    }
+
+    /// The listener has stopped: no client's manners hold it up.
+    pub(super) fn stop(&self) {
+        self.state.lock().stopping = true;
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.state.lock().stopping
+    }
+
+    /// Counts a connection that was ended because its stage had lasted too long.
+    pub(super) fn count_late(&self) {
+        let (stage, heard) = {
+            let state = self.state.lock();
+            (state.stage, state.heard)
+        };
+        match stage {
+            Stage::Idle if !heard => self.door.refused(RefusedReason::FirstByteTimeout),
+            Stage::Head => self.door.refused(RefusedReason::HeaderTimeout),
+            // Resting too long is no fault, and an answer that is not read is the reader's loss.
+            Stage::Idle | Stage::Handling | Stage::Responding | Stage::Closing => (),
+        }
+    }
+}
+
+/// Runs `connection` until it ends (`Some`) or a stage has lasted too long (`None`). Cancel safe.
+pub(super) async fn drive<C: Future>(
+    mut connection: Pin<&mut C>,
+    watch: &Watch,
+) -> Option<C::Output> {
+    let mut alarm = pin!(tokio::time::sleep_until(clock::now() + REST));
+    let mut armed = None;
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(end) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Some(end));
+        }
+        let Some(deadline) = watch.deadline() else {
+            // The alarm may still ring for a stage that is over; that costs one idle poll.
+            return Poll::Pending;
+        };
+        if armed != Some(deadline) {
+            alarm.as_mut().reset(deadline);
+            armed = Some(deadline);
+        }
+        alarm.as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}
+
+/// A TCP socket that tells a [`Watch`] what goes through it.
+pub(super) struct HttpSocket {
+    socket: TcpStream,
+    /// Bytes that were read with a PROXY header and come before those of the socket.
+    early: Bytes,
+    watch: Arc<Watch>,
+    /// Our answer to a head that can't be parsed, as far as it is not written.
+    own: Bytes,
+    /// Whether the write side was shut.
+    shut: bool,
+    lingered: usize,
+}
+
+impl HttpSocket {
+    pub(super) fn new(socket: TcpStream, early: Bytes, watch: Arc<Watch>) -> Self {
+        Self {
+            socket,
+            early,
+            watch,
+            own: Bytes::new(),
+            shut: false,
+            lingered: 0,
+        }
+    }
+
+    /// The socket, and bytes that come before those it has.
+    pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.socket, self.early)
+    }
+
+    /// Takes hyper's bytes for written and puts our own answer in their place.
+    fn replace(&mut self, theirs: &[u8]) {
+        if self.watch.stage() == Stage::Closing {
+            return;
+        }
+        let (reason, own) = unparsable(theirs);
+        self.watch.door.refused(reason);
+        self.own = own;
+        self.watch.closing();
+    }
+
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.own.is_empty() {
+            let written = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.own))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.own.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads and throws away until the client closes: closing a socket with unread bytes in it makes the kernel take
+    /// back the last answer too.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 4096];
+        while self.lingered < LINGER_BYTES && !self.watch.is_stopping() {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len(),
+                Ok(()) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// The whole answer to a head that hyper could not parse, in place of its own `theirs`, which begins with the status,
+/// and what to count it as.
+fn unparsable(theirs: &[u8]) -> (RefusedReason, Bytes) {
+    let (reason, status, message) = if theirs.get(9..12) == Some(b"431") {
+        (
+            RefusedReason::TooLarge,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "The head of a request has at most 16 KiB and 100 header lines.",
+        )
+    } else {
+        (
+            RefusedReason::BadRequest,
+            StatusCode::BAD_REQUEST,
+            "This could not be read as an HTTP/1.1 request.",
+        )
+    };
+    let body = answer::bad_request(message).to_json(None);
+    let head = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncache-control: no-store\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len(),
+    );
+    (reason, [head.into_bytes(), body].concat().into())
+}
+
+impl AsyncRead for HttpSocket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        if this.early.is_empty() {
+            ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
+        } else {
+            let some = this
+                .early
+                .split_to(this.early.len().min(buffer.remaining()));
+            buffer.put_slice(&some);
+        }
+        let read = buffer.filled().len() - before;
+        if read > 0 {
+            this.watch.received(read);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HttpSocket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.watch.is_unasked() {
+            this.replace(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
+        this.watch.wrote(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.watch.is_unasked() {
+            // An answer of hyper's own is a head in one piece.
+            this.replace(slices.first().map_or(&[], |slice| slice));
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        let written = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?;
+        this.watch.wrote(written);
+        Poll::Ready(Ok(written))
+    }
+
+    /// hyper calls this when it has nothing left to write.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_own(cx))?;
+        ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
+        this.watch.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.watch.closing();
+        ready!(this.poll_own(cx))?;
+        if !this.shut {
+            ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;
+            this.shut = true;
+        }
+        ready!(this.poll_linger(cx));
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hyper_can_not_parse_is_answered_with_an_object() {
+        for (theirs, status) in [
+            (
+                &b"HTTP/1.1 431 Request Header Fields Too Large\r\n\r\n"[..],
+                "HTTP/1.1 431 ",
+            ),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP/1.1 400 "),
+            (b"", "HTTP/1.1 400 "),
+        ] {
+            let (_, own) = unparsable(theirs);
+            let text = std::str::from_utf8(&own).unwrap();
+            assert!(text.starts_with(status), "{text}");
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains("cache-control: no-store"), "{head}");
+            assert!(head.contains("connection: close"), "{head}");
+            assert!(
+                head.contains(&format!("content-length: {}", body.len())),
+                "{head}"
+            );
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["type"], "error");
+            assert_eq!(body["code"], "bad_request");
+        }
+    }
+}

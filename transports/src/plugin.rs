@@ -1,0 +1,210 @@
+//! The seam for transports: a configuration type that binds itself.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use chinwag_core::{Hub, Scope};
+use serde::de::DeserializeOwned;
+
+#[cfg(feature = "http")]
+use crate::{HttpListener, http::Binds};
+use crate::{
+    ListenerConfig, StreamListener,
+    accept::{Door, HubDoor},
+};
+
+/// A kind of front end, as its table configures it, less the keys of [`ListenerConfig`]. Derive `Deserialize` with
+/// `deny_unknown_fields`.
+#[async_trait]
+pub trait TransportConfig: DeserializeOwned + Send + Sync + 'static {
+    /// The table's `kind`.
+    const KIND: &'static str;
+    /// What it speaks on its bind: HTTP kinds may share one.
+    const WIRE: Wire;
+
+    /// Rules between its own keys and those of its listener.
+    ///
+    /// # Errors
+    /// Key at fault (if one is) and a sentence for the operator, for each broken rule.
+    fn check(
+        &self,
+        _listener: &ListenerConfig,
+    ) -> Result<(), Vec<chinwag_core::plugin::BuildError>> {
+        Ok(())
+    }
+
+    /// Takes the socket but accepts nothing: a failure here stops start-up and drops nobody.
+    ///
+    /// # Errors
+    /// The address can't be had.
+    async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError>;
+}
+
+/// What a kind speaks on its bind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// A protocol of its own: the bind is its alone.
+    Stream,
+    /// HTTP: several transports may share the bind, told apart by path.
+    Http,
+}
+
+/// A bound front end: owns sockets and bytes, knows no room.
+#[async_trait]
+pub trait Transport: Send {
+    /// The address taken; where the file says port 0, the port the system chose.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// Accepts until the hub's lifecycle drains; an HTTP kind goes on until the hub has drained, since clients that
+    /// poll connect anew for their last events. Connections are spawned on the lifecycle and outlive this call.
+    ///
+    /// # Errors
+    /// Only what ends the listener. A failing connection ends itself, is counted and not returned.
+    async fn serve(self: Box<Self>) -> Result<(), ServeError>;
+}
+
+/// What a transport is bound with.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct BindContext {
+    /// The name of its table.
+    pub name: Arc<str>,
+    /// The keys that every transport has.
+    pub listener: Arc<ListenerConfig>,
+    /// Where sessions live.
+    pub hub: Hub,
+    /// What its sessions have in common.
+    pub scope: Arc<Scope>,
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "only HTTP kinds share a bind")
+    )]
+    listeners: Listeners,
+}
+
+impl fmt::Debug for BindContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BindContext")
+            .field("name", &self.name)
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BindContext {
+    /// The context of the table `name`. All transports of a server are given the same `listeners`.
+    #[must_use]
+    pub fn new(
+        name: impl Into<Arc<str>>,
+        listener: Arc<ListenerConfig>,
+        hub: Hub,
+        scope: Arc<Scope>,
+        listeners: Listeners,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            listener,
+            hub,
+            scope,
+            listeners,
+        }
+    }
+
+    /// Takes the bind for a protocol of the transport's own.
+    ///
+    /// # Errors
+    /// [`BindError::Address`]: the system refuses the address, say because another transport has it.
+    pub async fn stream(&self) -> Result<StreamListener, BindError> {
+        let lifecycle = self.hub.lifecycle().clone();
+        StreamListener::bind(Arc::clone(&self.listener), self.door(), lifecycle)
+            .map_err(|source| self.refused(source))
+    }
+
+    /// The HTTP listener of the bind, which the transports that name the same address share: routes are told apart by
+    /// path. Two tables with the same text and port 0 share one port too.
+    ///
+    /// The first of them gives the keys of the listener; that they agree is for the configuration to check.
+    ///
+    /// # Errors
+    /// [`BindError::Address`]: the system refuses the address.
+    #[cfg(feature = "http")]
+    pub async fn http(&self) -> Result<HttpListener, BindError> {
+        let bind = || {
+            HttpListener::new(
+                Arc::clone(&self.name),
+                Arc::clone(&self.listener),
+                self.door(),
+                self.hub.lifecycle().clone(),
+            )
+        };
+        self.listeners
+            .binds
+            .listener(&self.name, &self.listener, bind)
+            .map_err(|source| self.refused(source))
+    }
+
+    fn door(&self) -> Arc<dyn Door> {
+        Arc::new(HubDoor {
+            hub: self.hub.clone(),
+            metrics: Arc::clone(self.hub.telemetry().transport(&self.name)),
+        })
+    }
+
+    fn refused(&self, source: io::Error) -> BindError {
+        BindError::Address {
+            transport: Arc::clone(&self.name),
+            address: self.listener.bind,
+            source,
+        }
+    }
+}
+
+/// The HTTP listeners of one server, by bind. Clones are one registry.
+#[derive(Clone, Default)]
+pub struct Listeners {
+    #[cfg(feature = "http")]
+    binds: Arc<Binds>,
+}
+
+impl Listeners {
+    /// A server without listeners.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Debug for Listeners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listeners").finish_non_exhaustive()
+    }
+}
+
+/// Why a listener could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The system refused the address.
+    #[error("transports.{transport}: can't bind {address}")]
+    Address {
+        /// The table's name.
+        transport: Arc<str>,
+        /// What the file says.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Two transports claim one path of a shared bind.
+    #[error("transports.{transport}: path {path:?} of this bind is taken by another transport")]
+    Path {
+        /// The table's name.
+        transport: Arc<str>,
+        /// The path.
+        path: String,
+    },
+}
+
+/// What ended a listener.
+#[derive(Debug, thiserror::Error)]
+#[error("the listener failed")]
+pub struct ServeError(#[from] pub io::Error);
