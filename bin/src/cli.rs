@@ -1,0 +1,518 @@
+//! The program: its commands, its exit codes and the way from a signal to a clean end.
+
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use chinwag_core::Lifecycle;
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+use tracing::{info, warn};
+
+use crate::{
+    Plugins, Server, StartError,
+    config::{BUILTIN, ConfigError, Draft, Loaded, Source},
+    logging,
+};
+
+/// The configuration is wrong, or a command could not do its work.
+const FAILED: u8 = 1;
+/// A listener could not be bound.
+const NOT_BOUND: u8 = 2;
+/// The command line is wrong; 64 as in sysexits.h.
+const USAGE: u8 = 64;
+
+/// How long work on other threads, such as hashing a password, is waited for at the end.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
+/// Real-time rooms over TCP, WebSocket and HTTP polling, deployed from one TOML file.
+#[derive(Debug, Parser)]
+#[command(name = "chinwag", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until SIGTERM or SIGINT
+    Serve {
+        /// The TOML file; without it a built-in one for this machine alone
+        #[arg(long, short, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check a file as `serve` would read it, environment included, and say every mistake in it
+    Check {
+        /// The TOML file
+        file: PathBuf,
+    },
+    /// Set a user's password in a file for `kind = "password"`: asked twice, or one line of standard input
+    Passwd {
+        /// The password file; made where there is none
+        file: PathBuf,
+        /// The user, added where the file has none of that name
+        user: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Without a command chinwag serves its built-in configuration on loopback:
+  WebSocket and HTTP polling   127.0.0.1:8080
+  lines of JSON over TCP       127.0.0.1:4020
+  metrics and health           127.0.0.1:9464
+
+Examples:
+  chinwag                           Try it: then `nc 127.0.0.1 4020`, and type
+                                    {\"type\":\"login\",\"user\":\"Alice\"}
+  chinwag check chat.toml           Find every mistake before anything starts
+  chinwag serve --config chat.toml  Run it
+  chinwag passwd users.txt alice    Let alice in
+  CHINWAG_TRANSPORTS__WEB__BIND=127.0.0.1:81 chinwag serve --config chat.toml
+                                    The same with another `bind` for
+                                    [transports.web]
+
+Exit codes:
+  0   ended as asked, or nothing to complain of
+  1   the configuration is wrong, or a command could not do its work
+  2   a listener could not be bound
+  64  the command line is wrong
+";
+
+/// Runs the program with the kinds in `plugins`, on the arguments and the environment of the process. A `main` is this
+/// one call.
+///
+/// Starts its own runtime: call it outside of one.
+pub fn run(plugins: Plugins) -> ExitCode {
+    run_with(&plugins, std::env::args_os())
+}
+
+fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(Cli { command }) => command,
+        Err(error) => {
+            // Help and version come this way too, on standard output. A closed pipe is not ours to mend.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let done = match command {
+        None => serve(plugins, None),
+        Some(Command::Serve { config }) => serve(plugins, config.as_deref()),
+        Some(Command::Check { file }) => check(plugins, &file),
+        Some(Command::Passwd { file, user }) => passwd(&file, &user),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(io::stderr(), &failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// What ends the program with something other than 0.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(message: impl Display) -> Self {
+        Self {
+            message: format!("error: {message}"),
+            code: FAILED,
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: FAILED,
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self {
+            message: error.to_string(),
+            code: match error {
+                StartError::Config(_) => FAILED,
+                StartError::Listen(_) => NOT_BOUND,
+            },
+        }
+    }
+}
+
+/// Writes a line. Whoever closed the other end does not want it.
+fn say(mut to: impl Write, text: impl Display) {
+    let _ = writeln!(to, "{text}");
+}
+
+/// A configuration file with what is needed to read it.
+struct Configuration {
+    name: String,
+    text: String,
+    base: PathBuf,
+    builtin: bool,
+}
+
+impl Configuration {
+    fn builtin() -> Self {
+        Self {
+            name: "built-in configuration".into(),
+            text: BUILTIN.into(),
+            base: PathBuf::new(),
+            builtin: true,
+        }
+    }
+
+    fn file(path: &Path) -> Result<Self, Failure> {
+        let name = path.display().to_string();
+        let bytes = fs::read(path)
+            .map_err(|error| Failure::new(format_args!("{name}: can't be read: {error}")))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let line = error
+                .as_bytes()
+                .iter()
+                .take(error.utf8_error().valid_up_to())
+                .filter(|&&byte| byte == b'\n')
+                .count()
+                + 1;
+            Failure::new(format_args!("{name}:{line}: not UTF-8"))
+        })?;
+        Ok(Self {
+            name,
+            text,
+            base: path.parent().unwrap_or_else(|| Path::new("")).into(),
+            builtin: false,
+        })
+    }
+
+    fn read(&self, plugins: &Plugins) -> Result<Draft, ConfigError> {
+        let source = Source {
+            name: &self.name,
+            text: &self.text,
+            base: &self.base,
+            builtin: self.builtin,
+        };
+        Draft::read(plugins, source, std::env::vars_os())
+    }
+}
+
+fn serve(plugins: &Plugins, file: Option<&Path>) -> Result<(), Failure> {
+    let configuration = match file {
+        Some(path) => Configuration::file(path)?,
+        None => Configuration::builtin(),
+    };
+    let draft = configuration.read(plugins)?;
+    logging::begin(draft.log());
+    let runtime = runtime(draft.workers())?;
+    let done = runtime.block_on(serve_until_asked(draft, configuration.builtin));
+    match done {
+        Ok(Ended::Drained) => {
+            runtime.shutdown_timeout(LAST_WORK);
+            Ok(())
+        }
+        Ok(Ended::Killed) => {
+            runtime.shutdown_background();
+            Err(Failure::new("stopped at once by a second signal"))
+        }
+        Err(failure) => {
+            runtime.shutdown_timeout(LAST_WORK);
+            Err(failure)
+        }
+    }
+}
+
+/// `workers` threads; 0: one per core. What is over the bound is refused later, by the check that the threads run.
+fn runtime(workers: usize) -> Result<Runtime, Failure> {
+    let mut builder = Builder::new_multi_thread();
+    if workers > 0 {
+        builder.worker_threads(workers.min(1024));
+    }
+    builder
+        .enable_all()
+        .thread_name("chinwag")
+        .build()
+        .map_err(|error| Failure::new(format_args!("can't start threads: {error}")))
+}
+
+enum Ended {
+    Drained,
+    Killed,
+}
+
+async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure> {
+    // Before anything listens: from the first connection on, a signal is answered with a drain.
+    let mut signals = Signals::new()
+        .map_err(|error| Failure::new(format_args!("can't hear signals: {error}")))?;
+    let server = Server::launch(draft).await?;
+    if builtin && let Some(line) = server.addr("line") {
+        info!(
+            "Try it: `nc {} {}`, then type {{\"type\":\"login\",\"user\":\"Alice\"}} and {{\"type\":\"join\"}}. \
+             `chinwag --help` says more.",
+            line.ip(),
+            line.port()
+        );
+    }
+    let signal = signals.next().await;
+    info!(signal, "Stopping; a second signal stops at once.");
+    tokio::select! {
+        dropped = server.shut_down() => {
+            if dropped > 0 {
+                warn!(tasks = dropped, "The grace was too short for some tasks; they were dropped.");
+            }
+            info!("stopped");
+            Ok(Ended::Drained)
+        }
+        _ = signals.next() => Ok(Ended::Killed),
+    }
+}
+
+/// The signals that ask the program to stop.
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// The signals that ask the program to stop.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> &'static str {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Nothing will ever ask: the server runs until it is killed.
+            std::future::pending::<()>().await;
+        }
+        "Ctrl-C"
+    }
+}
+
+fn check(plugins: &Plugins, file: &Path) -> Result<(), Failure> {
+    let configuration = Configuration::file(file)?;
+    let draft = configuration.read(plugins)?;
+    let runtime = runtime(1)?;
+    let lifecycle = Lifecycle::new();
+    let loaded = runtime.block_on(draft.build(&lifecycle));
+    lifecycle.kill();
+    runtime.shutdown_timeout(LAST_WORK);
+    let loaded = loaded?;
+    for warning in &loaded.warnings {
+        say(io::stderr(), format_args!("{warning}\n"));
+    }
+    say(io::stdout(), summary(&configuration.name, &loaded));
+    Ok(())
+}
+
+/// What a file that is right would do.
+fn summary(name: &str, loaded: &Loaded) -> String {
+    let mut rows: Vec<[String; 4]> = loaded
+        .transports
+        .iter()
+        .map(|transport| {
+            let auth: Vec<&str> = transport.auth.iter().map(|link| &*link.name).collect();
+            [
+                format!("transports.{}", transport.name),
+                transport.kind.clone(),
+                transport.listener.bind.to_string(),
+                if auth.is_empty() {
+                    "nobody gets in".into()
+                } else {
+                    format!("auth: {}", auth.join(", "))
+                },
+            ]
+        })
+        .collect();
+    rows.extend(loaded.metrics.as_ref().map(|metrics| {
+        [
+            "metrics".into(),
+            "http".into(),
+            metrics.bind.to_string(),
+            String::new(),
+        ]
+    }));
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(String::len)
+            .max()
+            .unwrap_or(0)
+    };
+    let (first, second, third) = (width(0), width(1), width(2));
+    let mut text = match loaded.warnings.len() {
+        0 => format!("{name}: ok"),
+        1 => format!("{name}: ok, with 1 warning"),
+        count => format!("{name}: ok, with {count} warnings"),
+    };
+    for [table, kind, bind, auth] in &rows {
+        let row = format!("  {table:first$}  {kind:second$}  {bind:third$}  {auth}");
+        text = text + "\n" + row.trim_end();
+    }
+    text
+}
+
+#[cfg(feature = "password")]
+fn passwd(file: &Path, user: &str) -> Result<(), Failure> {
+    use chinwag_auth::password::{self, Outcome};
+
+    let password = ask_password(user)?;
+    let outcome = password::set(file, user, &password).map_err(Failure::new)?;
+    let what = match outcome {
+        Outcome::Added => "added",
+        Outcome::Replaced => "has a new password",
+    };
+    say(
+        io::stdout(),
+        format_args!("{}: {user} {what}", file.display()),
+    );
+    Ok(())
+}
+
+#[cfg(not(feature = "password"))]
+fn passwd(_file: &Path, _user: &str) -> Result<(), Failure> {
+    Err(Failure::new("this binary is built without `password`"))
+}
+
+/// Asks twice at a terminal, without showing what is typed; else takes one line of standard input.
+#[cfg(feature = "password")]
+fn ask_password(user: &str) -> Result<secrecy::SecretString, Failure> {
+    use std::io::IsTerminal;
+
+    let unread = |error: io::Error| Failure::new(format_args!("can't read a password: {error}"));
+    if !io::stdin().is_terminal() {
+        return first_line(io::stdin().lock()).map_err(unread);
+    }
+    let ask = |prompt: String| {
+        rpassword::prompt_password(prompt)
+            .map(secrecy::SecretString::from)
+            .map_err(unread)
+    };
+    let password = ask(format!("Password for {user}: "))?;
+    let again = ask("The same again: ".into())?;
+    if secrecy::ExposeSecret::expose_secret(&password)
+        != secrecy::ExposeSecret::expose_secret(&again)
+    {
+        return Err(Failure::new(
+            "the two passwords differ; nothing was changed",
+        ));
+    }
+    Ok(password)
+}
+
+/// The first line of `input`, without its end. At most 4 KiB: a password is shorter, and what is longer is refused.
+#[cfg(feature = "password")]
+fn first_line(input: impl io::BufRead) -> io::Result<secrecy::SecretString> {
+    let mut line = String::new();
+    io::BufRead::read_line(&mut input.take(4096), &mut line)?;
+    let end = line.trim_end_matches(['\r', '\n']).len();
+    line.truncate(end);
+    Ok(line.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_as_reviewed_and_fits_80_columns() {
+        let mut command = Cli::command().term_width(80);
+        command.build();
+        let mut text = command.render_help().to_string();
+        for name in ["serve", "check", "passwd"] {
+            let sub = command.find_subcommand_mut(name).unwrap();
+            text = text + "\n---- " + name + "\n" + &sub.render_help().to_string();
+        }
+        let widest = text.lines().map(str::len).max().unwrap();
+        assert!(widest <= 80, "{widest}");
+        insta::assert_snapshot!("help", text);
+    }
+
+    fn exit_code(arguments: &[&str]) -> String {
+        let arguments = ["chinwag"].iter().chain(arguments).map(OsString::from);
+        format!("{:?}", run_with(&Plugins::empty(), arguments))
+    }
+
+    #[test]
+    fn every_kind_of_failure_has_its_exit_code() {
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(exit_code(&["--version"]), code(0));
+        assert_eq!(exit_code(&["--sing"]), code(64));
+        assert_eq!(exit_code(&["check"]), code(64));
+        assert_eq!(exit_code(&["check", "/nonexistent.toml"]), code(1));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert_eq!(
+            exit_code(&["check", path]),
+            code(1),
+            "an empty file names no transport"
+        );
+        fs::write(path, b"a = 1\n\xff").unwrap();
+        let error = Configuration::file(file.path()).err().unwrap();
+        assert_eq!(error.message, format!("error: {path}:2: not UTF-8"));
+        assert_eq!(
+            Failure::from(StartError::Listen(Vec::new())).code,
+            NOT_BOUND
+        );
+    }
+
+    #[cfg(feature = "password")]
+    #[test]
+    fn a_password_is_one_line_without_its_end() {
+        use secrecy::ExposeSecret;
+        for (input, password) in [
+            ("secret\n", "secret"),
+            ("secret\r\nmore", "secret"),
+            (" with space ", " with space "),
+            ("", ""),
+        ] {
+            let read = first_line(input.as_bytes()).unwrap();
+            assert_eq!(read.expose_secret(), password);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What is wrong with a configuration, and where: the one form in which every mistake is reported.
+
+use std::{error::Error, fmt, sync::Arc};
+
+/// Where in a configuration something stands. Ordered as a reader meets it: the document from its first line to its
+/// last, then the environment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// The document as a whole: what is missing has no line.
+    Document { name: Arc<str> },
+    /// Part of a line of the document.
+    Line {
+        name: Arc<str>,
+        /// From 1.
+        line: usize,
+        /// From 1, in characters.
+        column: usize,
+        /// The line, without its end.
+        text: String,
+        /// How many characters are meant; at least 1.
+        width: usize,
+    },
+    /// An environment variable.
+    Variable { name: Arc<str> },
+}
+
+/// How bad a [`Problem`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// Nothing starts.
+    Error,
+    /// Everything starts, though perhaps not as meant.
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// One thing that is wrong with a configuration.
+///
+/// Displays as `file:line:column: error: message`, then the line with carets under the part at fault; or as
+/// `VARIABLE: error: message` where the environment is to blame. No line feed at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub(crate) place: Place,
+    pub(crate) severity: Severity,
+    pub(crate) message: String,
+}
+
+impl Problem {
+    /// How bad it is.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        self.severity
+    }
+
+    /// What is wrong, without the place.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Place and message in one line.
+    pub(crate) fn brief(&self) -> String {
+        let message = &self.message;
+        match &self.place {
+            Place::Document { name } | Place::Variable { name } => format!("{name}: {message}"),
+            Place::Line {
+                name, line, column, ..
+            } => format!("{name}:{line}:{column}: {message}"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            severity, message, ..
+        } = self;
+        match &self.place {
+            Place::Document { name } | Place::Variable { name } => {
+                write!(f, "{name}: {severity}: {message}")
+            }
+            Place::Line {
+                name,
+                line,
+                column,
+                text,
+                width,
+            } => {
+                writeln!(f, "{name}:{line}:{column}: {severity}: {message}")?;
+                let gutter = line.to_string().len();
+                writeln!(f, " {line} | {}", Printable(text))?;
+                write!(f, " {:gutter$} | ", "")?;
+                // A tab before the part stays one, so that the carets stand under it however wide tabs are.
+                for c in text.chars().take(column - 1) {
+                    f.write_str(if c == '\t' { "\t" } else { " " })?;
+                }
+                for _ in 0..*width {
+                    f.write_str("^")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A line for a terminal: control characters but tabs are replaced, so that a file can't steer the terminal.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| {
+            let shown = if c.is_control() && c != '\t' {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            };
+            fmt::Write::write_char(f, shown)
+        })
+    }
+}
+
+/// A configuration that nothing starts from: every mistake in it, in the order of the file, warnings among them.
+///
+/// Displays one block for each [`Problem`], with an empty line between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// Every problem, in the order of the file.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for ConfigError {}
+
+/// The problems found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    found: Vec<Problem>,
+    errors: usize,
+}
+
+impl Problems {
+    pub(crate) fn error(&mut self, place: Place, message: impl Into<String>) {
+        self.errors += 1;
+        self.push(place, Severity::Error, message.into());
+    }
+
+    pub(crate) fn warn(&mut self, place: Place, message: impl Into<String>) {
+        self.push(place, Severity::Warning, message.into());
+    }
+
+    fn push(&mut self, place: Place, severity: Severity, message: String) {
+        self.found.push(Problem {
+            place,
+            severity,
+            message,
+        });
+    }
+
+    /// How many errors there are: compare two counts to learn whether what happened between them went well.
+    pub(crate) fn errors(&self) -> usize {
+        self.errors
+    }
+
+    /// The warnings, if there are only warnings.
+    ///
+    /// # Errors
+    /// Everything, where one of the problems is an error.
+    pub(crate) fn into_result(mut self) -> Result<Vec<Problem>, ConfigError> {
+        self.found.sort_by(|a, b| a.place.cmp(&b.place));
+        if self.errors == 0 {
+            Ok(self.found)
+        } else {
+            Err(ConfigError {
+                problems: self.found,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str, column: usize, width: usize) -> String {
+        Problem {
+            place: Place::Line {
+                name: "chat.toml".into(),
+                line: 12,
+                column,
+                text: text.into(),
+                width,
+            },
+            severity: Severity::Error,
+            message: "no".into(),
+        }
+        .to_string()
+    }
+
+    #[test]
+    fn carets_stand_under_the_part_whatever_is_before_it() {
+        assert_eq!(
+            line("a = 5", 5, 1),
+            "chat.toml:12:5: error: no\n 12 | a = 5\n    |     ^"
+        );
+        assert_eq!(
+            line("\tä = 5", 6, 1),
+            "chat.toml:12:6: error: no\n 12 | \tä = 5\n    | \t    ^"
+        );
+    }
+
+    #[test]
+    fn a_file_can_not_steer_the_terminal() {
+        assert!(!line("a = \"\u{1b}[2J\"", 5, 1).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn problems_come_in_the_order_of_the_file_then_of_the_environment() {
+        let mut problems = Problems::default();
+        problems.error(Place::Variable { name: "B".into() }, "4");
+        problems.error(
+            Place::Line {
+                name: "f".into(),
+                line: 10,
+                column: 1,
+                text: String::new(),
+                width: 1,
+            },
+            "3",
+        );
+        problems.warn(
+            Place::Line {
+                name: "f".into(),
+                line: 9,
+                column: 1,
+                text: String::new(),
+                width: 1,
+            },
+            "2",
+        );
+        problems.error(Place::Document { name: "f".into() }, "1");
+        let error = problems.into_result().unwrap_err();
+        let messages: Vec<_> = error.problems().iter().map(Problem::message).collect();
+        assert_eq!(messages, ["1", "2", "3", "4"]);
+    }
+}

@@ -1,0 +1,38 @@
+//! chinwag: real-time rooms over TCP, WebSocket and HTTP polling, deployed from one TOML file.
+//!
+//! This crate reads the file, wires the parts together and runs them. The parts are elsewhere: rooms and sessions in
+//! [`core`], front ends in [`transports`], authenticators in [`auth`]; a kind of one's own needs nothing but what is
+//! re-exported here.
+//!
+//! A binary with kinds of its own is one call:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! fn main() -> ExitCode {
+//!     chinwag::run(chinwag::Plugins::builtin())
+//! }
+//! ```
+//!
+//! [`Server`] starts the same thing inside another program, or inside a test.
+
+mod cli;
+mod config;
+#[cfg(test)]
+mod dependencies;
+mod logging;
+mod metrics;
+mod plugins;
+mod server;
+
+pub use chinwag_auth as auth;
+pub use chinwag_core as core;
+pub use chinwag_transports as transports;
+
+pub use cli::run;
+pub use config::{ConfigError, Problem, Severity};
+pub use plugins::Plugins;
+pub use server::{ListenError, Server, StartError};
+
+// Never called by name: its feature keeps trace lines of the WebSocket library, made at each poll, out of releases.
+use log as _;

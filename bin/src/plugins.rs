@@ -1,0 +1,225 @@
+//! The kinds that a binary has: registered in the open, so that whoever reads `main` knows what a file may ask for.
+//!
+//! A kind is a configuration type; the registry keeps, for each, a plain function that reads a table into it. There is
+//! no registration at link time and no global: two servers in one process may have different kinds.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use chinwag_core::plugin::{
+    Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Validator,
+    ValidatorConfig,
+};
+use chinwag_transports::{
+    BindContext, BindError, ListenerConfig, Transport, TransportConfig, Wire,
+};
+
+use crate::config::{Problems, Table};
+
+/// The kinds of transport, authenticator and validator that a binary knows.
+///
+/// ```no_run
+/// # use std::process::ExitCode;
+/// fn main() -> ExitCode {
+///     // .authenticator::<Ldap>() adds a kind of one's own.
+///     chinwag::run(chinwag::Plugins::builtin())
+/// }
+/// ```
+#[derive(Clone, Default)]
+pub struct Plugins {
+    transports: BTreeMap<&'static str, TransportKind>,
+    authenticators: BTreeMap<&'static str, ReadAuthenticator>,
+    validators: BTreeMap<&'static str, ReadValidator>,
+}
+
+/// Reads a table into the configuration of a kind. `None` where it could not; the reasons are with the problems.
+pub(crate) type ReadTransport = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToBind>>;
+pub(crate) type ReadAuthenticator = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToBuild>>;
+pub(crate) type ReadValidator = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToValidate>>;
+
+#[derive(Clone, Copy)]
+pub(crate) struct TransportKind {
+    pub(crate) wire: Wire,
+    pub(crate) read: ReadTransport,
+}
+
+impl Plugins {
+    /// No kinds at all: for a binary that lists every one it wants.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// The kinds that this build of chinwag has, one cargo feature for each: `tcp`, `websocket` and `http-polling`;
+    /// `anonymous` and `password`.
+    #[must_use]
+    pub fn builtin() -> Self {
+        let plugins = Self::empty();
+        #[cfg(feature = "tcp")]
+        let plugins = plugins.transport::<chinwag_transports::TcpConfig>();
+        #[cfg(feature = "websocket")]
+        let plugins = plugins.transport::<chinwag_transports::WebSocketConfig>();
+        #[cfg(feature = "http-polling")]
+        let plugins = plugins.transport::<chinwag_transports::PollingConfig>();
+        #[cfg(feature = "anonymous")]
+        let plugins = plugins.authenticator::<chinwag_auth::Anonymous>();
+        #[cfg(feature = "password")]
+        let plugins = plugins.authenticator::<chinwag_auth::Password>();
+        plugins
+    }
+
+    /// Adds a kind of transport. What its table says is logged at start: a secret belongs to an authenticator.
+    ///
+    /// # Panics
+    /// If the kind is taken: that is a bug in the binary, not in a file.
+    #[must_use]
+    pub fn transport<C: TransportConfig>(mut self) -> Self {
+        let kind = TransportKind {
+            wire: C::WIRE,
+            read: |table, problems| Some(Box::new(table.read_sound::<C>(problems)?)),
+        };
+        let taken = self.transports.insert(C::KIND, kind);
+        assert!(taken.is_none(), "transport kind {:?} added twice", C::KIND);
+        self
+    }
+
+    /// Adds a kind of authenticator.
+    ///
+    /// # Panics
+    /// If the kind is taken: that is a bug in the binary, not in a file.
+    #[must_use]
+    pub fn authenticator<C: AuthenticatorConfig>(mut self) -> Self {
+        let read: ReadAuthenticator = |table, problems| {
+            Some(Box::new(BuildsAuthenticator(
+                table.read_sound::<C>(problems)?,
+            )))
+        };
+        let taken = self.authenticators.insert(C::KIND, read);
+        assert!(
+            taken.is_none(),
+            "authenticator kind {:?} added twice",
+            C::KIND
+        );
+        self
+    }
+
+    /// Adds a kind of validator.
+    ///
+    /// # Panics
+    /// If the kind is taken: that is a bug in the binary, not in a file.
+    #[must_use]
+    pub fn validator<C: ValidatorConfig>(mut self) -> Self {
+        let read: ReadValidator =
+            |table, problems| Some(Box::new(BuildsValidator(table.read_sound::<C>(problems)?)));
+        let taken = self.validators.insert(C::KIND, read);
+        assert!(taken.is_none(), "validator kind {:?} added twice", C::KIND);
+        self
+    }
+
+    pub(crate) fn transports(&self) -> &BTreeMap<&'static str, TransportKind> {
+        &self.transports
+    }
+
+    pub(crate) fn authenticators(&self) -> &BTreeMap<&'static str, ReadAuthenticator> {
+        &self.authenticators
+    }
+
+    pub(crate) fn validators(&self) -> &BTreeMap<&'static str, ReadValidator> {
+        &self.validators
+    }
+}
+
+impl fmt::Debug for Plugins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plugins")
+            .field("transports", &self.transports.keys())
+            .field("authenticators", &self.authenticators.keys())
+            .field("validators", &self.validators.keys())
+            .finish()
+    }
+}
+
+/// [`TransportConfig`] as an object: a transport whose table has been read.
+#[async_trait]
+pub(crate) trait ReadyToBind: Send + Sync {
+    fn check(&self, listener: &ListenerConfig) -> Result<(), Vec<BuildError>>;
+    async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError>;
+}
+
+#[async_trait]
+impl<C: TransportConfig> ReadyToBind for C {
+    fn check(&self, listener: &ListenerConfig) -> Result<(), Vec<BuildError>> {
+        TransportConfig::check(self, listener)
+    }
+
+    async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
+        TransportConfig::bind(*self, cx).await
+    }
+}
+
+/// [`AuthenticatorConfig`] as an object: an authenticator whose table has been read.
+#[async_trait]
+pub(crate) trait ReadyToBuild: Send {
+    async fn build(
+        self: Box<Self>,
+        cx: AuthenticatorContext,
+    ) -> Result<Arc<dyn Authenticator>, BuildError>;
+}
+
+struct BuildsAuthenticator<C>(C);
+
+#[async_trait]
+impl<C: AuthenticatorConfig> ReadyToBuild for BuildsAuthenticator<C> {
+    async fn build(
+        self: Box<Self>,
+        cx: AuthenticatorContext,
+    ) -> Result<Arc<dyn Authenticator>, BuildError> {
+        self.0.build(cx).await
+    }
+}
+
+/// [`ValidatorConfig`] as an object: a validator whose table has been read.
+pub(crate) trait ReadyToValidate: Send {
+    fn build(self: Box<Self>) -> Result<Arc<dyn Validator>, BuildError>;
+}
+
+struct BuildsValidator<C>(C);
+
+impl<C: ValidatorConfig> ReadyToValidate for BuildsValidator<C> {
+    fn build(self: Box<Self>) -> Result<Arc<dyn Validator>, BuildError> {
+        self.0.build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Loud;
+
+    impl ValidatorConfig for Loud {
+        const KIND: &'static str = "loud";
+        fn build(self) -> Result<Arc<dyn Validator>, BuildError> {
+            Err(BuildError::new("never built"))
+        }
+    }
+
+    #[test]
+    fn the_built_in_kinds_are_those_of_the_features() {
+        let plugins = Plugins::builtin();
+        let transports: Vec<_> = plugins.transports().keys().copied().collect();
+        let mut expected = Vec::new();
+        for (kind, built) in crate::config::OWN_TRANSPORTS {
+            expected.extend(built.then_some(kind));
+        }
+        assert_eq!(transports, expected);
+    }
+
+    #[test]
+    #[should_panic(expected = "validator kind \"loud\" added twice")]
+    fn a_kind_that_is_taken_is_a_bug_of_the_binary() {
+        let _ = Plugins::empty().validator::<Loud>().validator::<Loud>();
+    }
+}

@@ -1,0 +1,500 @@
+//! A running server: everything that a configuration names, bound, serving, and able to stop.
+
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use chinwag_core::{ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, clock};
+use chinwag_transports::{BindContext, BindError, Listeners, Transport};
+use tracing::{error, info};
+
+use crate::{
+    config::{ConfigError, Draft, Loaded, LoadedTransport, Source},
+    metrics::{self, Endpoint, Health},
+    plugins::Plugins,
+};
+
+/// How long answers of the metrics endpoint may take once all else has stopped.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// The part of the grace that is kept for tasks to end once every session was told; a tenth of a short grace.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// A running server. Dropping it drops every task at once; [`shut_down`](Self::shut_down) says goodbye first.
+///
+/// Any number may run in one process: nothing is global, each has its own metrics.
+#[must_use = "a server that is dropped stops"]
+pub struct Server {
+    hub: Hub,
+    life: Life,
+    /// The metrics endpoint has a life of its own, so that a drain can be watched to its end.
+    watch: Life,
+    addresses: BTreeMap<String, SocketAddr>,
+    metrics: Option<SocketAddr>,
+    health: Arc<Health>,
+    grace: Duration,
+}
+
+impl Server {
+    /// Starts what `document`, the text of a TOML file, names: reads and checks everything, binds every listener, and
+    /// only then serves. Relative paths in it start from `base`. The environment is not read.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or a listener could not be bound. Nothing is left running then.
+    pub async fn start(plugins: Plugins, document: &str, base: &Path) -> Result<Self, StartError> {
+        let source = Source {
+            name: "configuration",
+            text: document,
+            base,
+            builtin: false,
+        };
+        let draft = Draft::read(&plugins, source, [])?;
+        Self::launch(draft).await
+    }
+
+    /// Starts what `draft` names.
+    pub(crate) async fn launch(draft: Draft) -> Result<Self, StartError> {
+        let life = Life::default();
+        let loaded = draft.build(&life.0).await?;
+        loaded.tell();
+        let Loaded {
+            hub: config,
+            transports,
+            authenticators,
+            metrics,
+            document,
+            ..
+        } = loaded;
+        let grace = config.server.shutdown_grace.0;
+        let idle = config.sessions.timeout.0;
+        let recorder = metrics::recorder();
+        let rendered = recorder.handle();
+        let names: Vec<&str> = transports
+            .iter()
+            .map(|transport| transport.name.as_str())
+            .collect();
+        let asked: Vec<&str> = authenticators.iter().map(String::as_str).collect();
+        let telemetry = Telemetry::new(&recorder, &names, &asked);
+        let hub = Hub::start(config, telemetry, life.0.clone())
+            .map_err(|faults| Loaded::refuse(&document, &faults))?;
+
+        let mut failures = Vec::new();
+        let mut bound: Vec<(String, Box<dyn Transport>)> = Vec::new();
+        let listeners = Listeners::default();
+        for transport in transports {
+            let name = transport.name.clone();
+            match bind(transport, &hub, &listeners, idle).await {
+                Ok(transport) => bound.push((name, transport)),
+                Err(error) => failures.push(ListenError::Transport(error)),
+            }
+        }
+        let endpoint = match metrics {
+            None => None,
+            Some(metrics) => match Endpoint::bind(metrics.bind).await {
+                Ok(endpoint) => Some(endpoint),
+                Err(source) => {
+                    failures.push(ListenError::Metrics {
+                        address: metrics.bind,
+                        source,
+                    });
+                    None
+                }
+            },
+        };
+        let clashes: Vec<ConfigFault> = failures.iter().filter_map(clash).collect();
+        if !clashes.is_empty() {
+            return Err(Loaded::refuse(&document, &clashes).into());
+        }
+        if !failures.is_empty() {
+            return Err(StartError::Listen(failures));
+        }
+
+        let mut server = Self {
+            hub,
+            life,
+            watch: Life::default(),
+            addresses: BTreeMap::new(),
+            metrics: endpoint.as_ref().map(Endpoint::address),
+            health: Arc::default(),
+            grace,
+        };
+        for (name, transport) in bound {
+            server.serve(name, transport);
+        }
+        let upkeep = metrics::upkeep(rendered.clone(), server.life.0.clone());
+        server.life.0.spawn(upkeep);
+        if let Some(endpoint) = endpoint {
+            info!(transport = "metrics", addr = %endpoint.address(), "listening");
+            let lifecycle = server.watch.0.clone();
+            let serve = endpoint.serve(rendered, server.health.clone(), lifecycle);
+            server.watch.0.spawn(serve);
+        }
+        Ok(server)
+    }
+
+    fn serve(&mut self, name: String, transport: Box<dyn Transport>) {
+        let address = transport.local_addr();
+        info!(transport = %name, addr = %address, "listening");
+        self.addresses.insert(name.clone(), address);
+        let health = self.health.clone();
+        self.life.0.spawn(async move {
+            if let Err(error) = transport.serve().await {
+                error!(transport = %name, error = %Chain(&error), "A listener failed; nobody new gets in there.");
+                health.fail(&name);
+            }
+        });
+    }
+
+    /// The address that a transport took; where the file says port 0, with the port that the system chose.
+    #[must_use]
+    pub fn addr(&self, transport: &str) -> Option<SocketAddr> {
+        self.addresses.get(transport).copied()
+    }
+
+    /// The address that `/metrics`, `/livez` and `/readyz` took, where the file has `[metrics]`.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// Where rooms and sessions live.
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Stops in good order within the file's `shutdown_grace`: is not ready any more, accepts nobody, finishes what was
+    /// accepted, says goodbye to every session, waits for every task. Returns how many tasks outlived the grace and
+    /// were dropped; 0 is a clean end.
+    pub async fn shut_down(self) -> usize {
+        let begun = clock::now();
+        self.health.drain();
+        info!(grace = ?self.grace, "draining");
+        // Pollers that never ask again hold the drain to its end; listeners then still need a moment to close.
+        let farewell = self.grace - (self.grace / 10).min(CLOSING);
+        self.hub.drain(farewell).await;
+        let rest = self.grace.saturating_sub(begun.elapsed());
+        let dropped = self.life.0.shut_down(rest).await;
+        self.watch.0.shut_down(LAST_ANSWERS).await;
+        dropped
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .field("metrics", &self.metrics)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lifecycle whose tasks end with it, however its owner ends.
+#[derive(Debug, Default)]
+struct Life(Lifecycle);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+async fn bind(
+    transport: LoadedTransport,
+    hub: &Hub,
+    listeners: &Listeners,
+    idle: Duration,
+) -> Result<Box<dyn Transport>, BindError> {
+    let listener = transport.listener;
+    let scope = hub.scope(ScopeConfig {
+        name: transport.name.clone(),
+        auth: transport.auth,
+        timeout: listener.timeout.map_or(idle, |own| own.0),
+        login_timeout: listener.login_timeout.0,
+        write_timeout: listener.write_timeout.0,
+    });
+    let cx = BindContext::new(
+        transport.name,
+        Arc::new(listener),
+        hub.clone(),
+        scope,
+        listeners.clone(),
+    );
+    transport.ready.bind(cx).await
+}
+
+/// A failure that no free port mends: what the file says twice.
+fn clash(error: &ListenError) -> Option<ConfigFault> {
+    match error {
+        ListenError::Transport(BindError::Path { transport, path }) => Some(ConfigFault {
+            key: format!("transports.{transport}"),
+            message: format!("another transport on the same bind has the path {path:?}"),
+        }),
+        _ => None,
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration is wrong: every mistake in it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Listeners that could not be bound: every one of them.
+    #[error("{}", lines(.0))]
+    Listen(Vec<ListenError>),
+}
+
+/// Why one listener could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// That of a transport.
+    #[error(transparent)]
+    Transport(#[from] BindError),
+    /// That of `[metrics]`.
+    #[error("metrics: can't bind {address}")]
+    Metrics {
+        /// What the file says.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// One line for each, causes included: a list has no single source to chain.
+fn lines(errors: &[ListenError]) -> String {
+    let lines: Vec<String> = errors
+        .iter()
+        .map(|error| format!("error: {}", Chain(error)))
+        .collect();
+    lines.join("\n")
+}
+
+/// An error with its causes behind it.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use chinwag_transports::{ServeError, TransportConfig, Wire};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// A transport of somebody else's: says a word to whoever connects, and then waits until they go.
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Speaker {
+        word: String,
+    }
+
+    struct Speaking {
+        word: String,
+        listener: TcpListener,
+        lifecycle: Lifecycle,
+    }
+
+    #[async_trait]
+    impl TransportConfig for Speaker {
+        const KIND: &'static str = "speaker";
+        const WIRE: Wire = Wire::Stream;
+
+        async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
+            let address = cx.listener.bind;
+            let listener = TcpListener::bind(address).await;
+            Ok(Box::new(Speaking {
+                word: self.word,
+                listener: listener.map_err(|source| BindError::Address {
+                    transport: cx.name.clone(),
+                    address,
+                    source,
+                })?,
+                lifecycle: cx.hub.lifecycle().clone(),
+            }))
+        }
+    }
+
+    #[async_trait]
+    impl Transport for Speaking {
+        fn local_addr(&self) -> SocketAddr {
+            self.listener.local_addr().unwrap()
+        }
+
+        async fn serve(self: Box<Self>) -> Result<(), ServeError> {
+            if self.word.is_empty() {
+                return Err(ServeError(io::Error::other("nothing to say")));
+            }
+            loop {
+                let (mut stream, _) = tokio::select! {
+                    () = self.lifecycle.draining() => return Ok(()),
+                    accepted = self.listener.accept() => accepted?,
+                };
+                stream.write_all(self.word.as_bytes()).await?;
+                self.lifecycle.spawn(async move {
+                    let _ = stream.read(&mut [0]).await;
+                });
+            }
+        }
+    }
+
+    const DOCUMENT: &str = "
+[server]
+shutdown_grace = \"5s\"
+[transports.a]
+kind = \"speaker\"
+bind = \"127.0.0.1:0\"
+word = \"hello\"
+[metrics]
+bind = \"127.0.0.1:0\"
+";
+
+    async fn start(document: &str) -> Result<Server, StartError> {
+        let plugins = Plugins::empty().transport::<Speaker>();
+        Server::start(plugins, document, Path::new("")).await
+    }
+
+    /// Somebody who has been spoken to.
+    async fn listen(server: &Server) -> TcpStream {
+        let mut stream = TcpStream::connect(server.addr("a").unwrap()).await.unwrap();
+        let mut word = [0; 5];
+        stream.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"hello");
+        stream
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_server_serves_and_is_watched_until_it_has_drained() {
+        let server = start(DOCUMENT).await.unwrap();
+        let watch = server.metrics_addr().unwrap();
+        assert_eq!(server.addr("b"), None);
+        assert!(get(watch, "/readyz").await.starts_with("HTTP/1.1 200 "));
+        let metrics = get(watch, "/metrics").await;
+        assert!(
+            metrics.contains("\nchinwag_sessions{transport=\"a\"} 0\n"),
+            "{metrics}"
+        );
+        assert!(
+            metrics.contains("\n# TYPE chinwag_lane_turn_seconds histogram\n"),
+            "{metrics}"
+        );
+        let listener = listen(&server).await;
+        let down = server.shut_down();
+        tokio::pin!(down);
+        let answer = tokio::select! {
+            biased;
+            _ = &mut down => panic!("somebody is still there"),
+            answer = get(watch, "/readyz") => answer,
+        };
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(
+            answer.ends_with("{\"ready\":false,\"reasons\":[\"draining\"]}\n"),
+            "{answer}"
+        );
+        drop(listener);
+        assert_eq!(down.await, 0);
+        assert!(
+            TcpStream::connect(watch).await.is_err(),
+            "all listeners are gone"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_outlives_the_grace_is_dropped_and_counted() {
+        let server = start(DOCUMENT).await.unwrap();
+        let mut listener = listen(&server).await;
+        tokio::time::pause();
+        let before = clock::now();
+        assert_eq!(server.shut_down().await, 1);
+        assert_eq!(before.elapsed().as_secs(), 5);
+        assert_eq!(listener.read(&mut [0]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_dropped_leaves_nothing_behind() {
+        let server = start(DOCUMENT).await.unwrap();
+        let watch = server.metrics_addr().unwrap();
+        let mut listener = listen(&server).await;
+        drop(server);
+        assert_eq!(listener.read(&mut [0]).await.unwrap_or(0), 0);
+        // The accept loop is dropped at its next turn, which a refused connection proves.
+        while TcpStream::connect(watch).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_fails_makes_the_server_unready() {
+        let document = DOCUMENT.replace("hello", "");
+        let server = start(&document).await.unwrap();
+        let watch = server.metrics_addr().unwrap();
+        loop {
+            let answer = get(watch, "/readyz").await;
+            if answer.starts_with("HTTP/1.1 503 ") {
+                assert!(answer.contains("[\"listener a failed\"]"), "{answer}");
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server.shut_down().await, 0);
+    }
+
+    #[cfg(target_os = "linux")] // For the number of the error.
+    #[tokio::test]
+    async fn every_address_that_can_not_be_had_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (taken, other) = (taken.local_addr().unwrap(), other.local_addr().unwrap());
+        let document = DOCUMENT
+            .replacen("127.0.0.1:0", &taken.to_string(), 1)
+            .replace("127.0.0.1:0", &other.to_string());
+        let error = start(&document).await.unwrap_err();
+        assert!(matches!(&error, StartError::Listen(all) if all.len() == 2));
+        let text = error.to_string();
+        let why = io::Error::from_raw_os_error(98);
+        assert_eq!(
+            text,
+            format!(
+                "error: transports.a: can't bind {taken}: {why}\nerror: metrics: can't bind {other}: {why}"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn nothing_starts_from_a_wrong_document() {
+        let error =
+            start("[transports.a]\nkind = \"speaker\"\nbind = \"127.0.0.1:0\"\nwrod = \"x\"")
+                .await
+                .unwrap_err();
+        let text = error.to_string();
+        for block in [
+            "configuration:1:13: error: transports.a: missing key `word`\n 1 | [transports.a]\n   |             ^\n",
+            "configuration:4:1: error: transports.a: unknown key `wrod`; did you mean `word`?\n 4 | wrod",
+        ] {
+            assert!(text.contains(block), "{text}");
+        }
+    }
+}
