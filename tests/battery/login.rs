@@ -1,0 +1,322 @@
+//! Who gets in, under which name, and what the others are told.
+
+use serde_json::json;
+
+use crate::harness::{
+    Client, MIXES, Over, PUSH_MIXES, Setup, check, check_on, check_with, code, eventually,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_gets_a_session_with_the_limits_that_apply() {
+    check(
+        r#"alice > login Alice -> {"type":"session","session":"*","user":"Alice","timeout_ms":30000,"ping_every_ms":15000,"resumed":false,"protocol":1,"limits":{"message_bytes":4096,"frame_bytes":16384,"server_frame_bytes":262144}}"#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_ids_are_long_and_never_the_same() {
+    let server = Setup::default().start().await;
+    let mut ids = Vec::new();
+    for over in Over::ALL {
+        for n in 0..3 {
+            let mut client = Client::connect(server.addr(over), over, "x").await;
+            let name = format!("{over:?}{n}");
+            let session = client.log_in(json!({"type": "login", "user": name})).await;
+            ids.push(session["session"].as_str().unwrap().to_owned());
+        }
+    }
+    // 128 random bits take 22 characters of base64url.
+    let url_safe = |id: &String| {
+        id.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    assert!(
+        ids.iter().all(|id| id.len() >= 22 && url_safe(id)),
+        "{ids:?}"
+    );
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_in_comes_first() {
+    check(
+        r#"
+        alice > connect
+        alice > join lobby -> error not_logged_in
+        alice > say lobby hello -> error not_logged_in
+        alice > {"type":"users","room":7} -> error not_logged_in
+        alice > login -> {"type":"session","user":"alice"}
+        alice > login again -> error already_logged_in
+        alice > ping
+        "#,
+    )
+    .await;
+    // Without an id, a request is refused before its body is looked at: the rest is for connections.
+    check_on(
+        &Setup::default(),
+        &PUSH_MIXES,
+        r#"
+        alice > connect
+        alice > {"type":"dance"} -> error unknown_type
+        alice > ping -> error not_logged_in
+        alice > login
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_breaks_the_rules_is_refused_and_another_one_may_be_tried() {
+    let long = "x".repeat(33);
+    check(&format!(
+        r#"
+        alice > {{"type":"login","user":""}} -> error name_invalid
+        alice > {{"type":"login","user":"a b"}} -> error name_invalid
+        alice > {{"type":"login","user":"caf\u00e9"}} -> error name_invalid
+        alice > {{"type":"login","user":"{long}"}} -> error name_invalid
+        alice > {{"type":"login","user":"a.B_c-9"}} -> {{"type":"session","user":"a.B_c-9"}}
+        "#
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_has_one_holder_whatever_its_case() {
+    check(
+        r"
+        alice > login Alice
+        bob > login aLICE -> error name_in_use
+        bob > login Bob
+        alice > logout
+        carol > login ALICE
+        ",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_shown_in_the_configured_case() {
+    check_with(
+        &Setup::tables("[names]\nmin = 3\nmax = 12\ncase = \"capitalize\""),
+        r#"
+        alice > login al -> error name_invalid
+        alice > login alICE -> {"type":"session","user":"Alice"}
+        bob > login bobobobobobob -> error name_invalid
+        bob > login BOB -> {"type":"session","user":"Bob"}
+        alice, bob in lobby
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unicode_names_are_one_name_where_they_look_alike() {
+    // The second is the same word with a Cyrillic a, the third has a letter and a combining accent for the one letter.
+    check_with(
+        &Setup::tables("[names]\ncharset = \"unicode\""),
+        r#"
+        alice > {"type":"login","user":"caf\u00e9"} -> {"type":"session","user":"café"}
+        bob > {"type":"login","user":"c\u0430f\u00e9"} -> error name_in_use
+        bob > {"type":"login","user":"cafe\u0301"} -> error name_in_use
+        bob > {"type":"login","user":"a\u0000b"} -> error name_invalid
+        bob > {"type":"login","user":"\u0431\u043e\u0431"} -> {"type":"session","user":"боб"}
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_a_log_in_are_checked() {
+    check(
+        r#"
+        alice > {"type":"login","user":7} -> error bad_request user
+        alice > {"type":"login","user":"a","password":"b","token":"c"} -> error bad_request
+        alice > {"type":"login","user":"a","resumable":true} -> error bad_request yet
+        alice > {"type":"login","user":"a","resumable":false,"color":"red","protocol":1} -> {"type":"session","user":"a"}
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_of_an_unknown_session_is_not_logged_in() {
+    check(r#"alice > {"type":"login","resume":"AAAAAAAAAAAAAAAAAAAAAA"} -> error not_logged_in"#)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_of_an_ended_session_says_how_it_ended() {
+    for over in Over::ALL {
+        let server = Setup::default().start().await;
+        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+        let session = alice
+            .log_in(json!({"type": "login", "user": "alice"}))
+            .await;
+        let bye = alice.command(json!({"type": "logout"})).await;
+        assert_eq!(code(&bye), "logout");
+        alice.expect_closed("logout").await;
+        for then in Over::ALL {
+            let mut again = Client::connect(server.addr(then), then, "alice").await;
+            let resume = json!({"type": "login", "resume": session["session"]});
+            let error = again.try_log_in(resume).await;
+            assert_eq!(code(&error), "session_expired", "{error}");
+            assert_eq!(error["end"], "logout", "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_of_a_lost_session_says_that_it_was_lost() {
+    let server = Setup::default().start().await;
+    for over in Over::PUSH {
+        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+        let id = alice
+            .log_in(json!({"type": "login", "user": "alice"}))
+            .await["session"]
+            .clone();
+        alice.vanish();
+        let error = eventually("the session to be ended", async || {
+            let mut again = Client::connect(server.addr(over), over, "again").await;
+            let error = again
+                .try_log_in(json!({"type": "login", "resume": id}))
+                .await;
+            (code(&error) == "session_expired").then_some(error)
+        });
+        assert_eq!(error.await["end"], "disconnected");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_lets_in_its_user_alone() {
+    check_with(
+        &Setup::passwords(),
+        r#"
+        alice > login alice wrong -> error auth_failed
+        alice > login mallory wonderland -> error auth_failed
+        alice > login alice -> error auth_failed
+        alice > login alice builder -> error auth_failed
+        alice > login alice wonderland -> {"type":"session","user":"alice"}
+        bob > login bob builder -> {"type":"session","user":"bob"}
+        alice, bob in lobby
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_log_in_reads_the_same_whatever_was_wrong() {
+    let server = Setup::passwords().start().await;
+    for over in Over::ALL {
+        let mut client = Client::connect(server.addr(over), over, "x").await;
+        let mut texts = Vec::new();
+        for (user, password) in [("alice", "wrong"), ("nobody", "wrong"), ("alice", "")] {
+            let login = json!({"type": "login", "user": user, "password": password, "id": 1});
+            let mut error = client.try_log_in(login).await;
+            error.as_object_mut().unwrap().remove("id");
+            texts.push(error.to_string());
+        }
+        texts.dedup();
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        assert!(
+            texts[0].contains("auth_failed") && !texts[0].contains("alice"),
+            "{texts:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_so_many_attempts() {
+    let server = Setup::passwords()
+        .and("[sessions]\nlogin_attempts = 3")
+        .start()
+        .await;
+    for over in Over::PUSH {
+        let mut client = Client::connect(server.addr(over), over, "x").await;
+        for _ in 0..3 {
+            let login = json!({"type": "login", "user": "bob", "password": "wrong"});
+            assert_eq!(code(&client.command(login).await), "auth_failed");
+        }
+        client.expect_bye("auth_failed").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guessing_a_name_s_password_becomes_slow() {
+    let limits = "[limits]\nlogin_failures_per_name = { rate = 1, per = \"1h\", burst = 3 }";
+    check_with(
+        &Setup::passwords().and(limits),
+        r#"
+        alice > login alice 1 -> error auth_failed
+        alice > login alice 2 -> error auth_failed
+        alice > login alice 3 -> error auth_failed
+        alice > login alice 4 -> {"type":"error","code":"rate_limited","retry_ms":"*"}
+        bob > login bob builder
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_log_in_of_an_identity_replaces_the_first() {
+    // The third user of the script is the same person as the first, on another transport in the mixes.
+    check_with(
+        &Setup::passwords(),
+        r#"
+        alice > login alice wonderland
+        bob > login bob builder
+        alice, bob in lobby
+        again > login alice wonderland
+        alice < bye replaced
+        bob < leave lobby alice replaced
+        again > say lobby hello -> error not_joined
+        again > join lobby -> {"type":"init","users":["bob"],"count":1,"seq":3}
+        again < join lobby alice
+        bob < join lobby alice
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_log_in_may_be_refused_instead() {
+    check_with(
+        &Setup::passwords().and("[sessions]\nduplicate_login = \"reject\""),
+        r#"
+        alice > login alice wonderland
+        bob > login alice wrong -> error auth_failed
+        bob > login alice wonderland -> error name_in_use
+        alice > logout
+        bob > login alice wonderland -> {"type":"session","user":"alice"}
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_beside_members_carry_their_prefix() {
+    check_with(
+        &Setup::passwords_and_guests(),
+        r#"
+        alice > login alice wonderland
+        bob > login guest -> {"type":"session","user":"~guest"}
+        carol > login alice wrong -> error auth_failed
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_has_so_many_sessions() {
+    // Two of the users take turns, so that every transport is the one that is refused.
+    let setup = Setup::tables("[limits]\nsessions = 1");
+    let script = r#"
+        alice > login
+        bob > login -> error too_many session
+        alice > logout
+        bob > login
+    "#;
+    check_on(&setup, &MIXES, script).await;
+}

@@ -1,0 +1,20 @@
+//! The server from outside: real sockets, the real program, and clients that know the protocol's page alone.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::large_futures,
+    clippy::string_slice,
+    reason = "a test fails by panicking, and runs once"
+)]
+
+mod battery;
+mod configs;
+mod faults;
+mod harness;
+mod metrics;
+mod order;
+mod polling;
+mod program;
+mod readme;
+mod tcp;
+mod websocket;
