@@ -236,8 +236,9 @@ async fn exact_roster(setup: &Setup, presence: &str) {
         expected.push(late.name.clone());
         expected.sort();
         late.fetch_roster("lobby").await;
-        for client in [&mut late].into_iter().chain(&mut observers) {
-            settle(client, &expected).await;
+        observers.push(late);
+        for observer in &mut observers {
+            settle(observer, &expected).await;
         }
     }
 }

@@ -400,7 +400,7 @@ async fn requests_have_their_statuses() {
         (
             "an unknown path",
             Request::new("GET", "/v2/events").bearer(&id),
-            "404",
+            "404 bad_request",
         ),
         (
             "an unknown type",
@@ -433,7 +433,7 @@ async fn requests_have_their_statuses() {
                 .header("Host", "evil.example")
                 .bearer(&id)
                 .json(ping),
-            "421",
+            "421 bad_request",
         ),
         (
             "a foreign Origin",
@@ -445,18 +445,12 @@ async fn requests_have_their_statuses() {
         (
             "a long head",
             commands().header("X-Long", &"x".repeat(100_000)).json(ping),
-            "431",
+            "431 bad_request",
         ),
     ] {
         let answer = Http::new(addr).ask(&request).await;
-        let verdict = answer.verdict();
-        let bare = expected.len() == 3 && verdict.starts_with(expected);
-        assert!(
-            bare || verdict == expected,
-            "{what}: {verdict} {}, not {expected}",
-            answer.text()
-        );
-        if verdict.len() > 3 {
+        assert_eq!(answer.verdict(), expected, "{what}: {}", answer.text());
+        if answer.status >= 400 {
             assert_eq!(
                 answer.json()["type"],
                 "error",
@@ -466,9 +460,7 @@ async fn requests_have_their_statuses() {
         if expected.starts_with("401") {
             assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{what}");
         }
-        if !matches!(answer.status, 431 | 400) {
-            assert_eq!(answer.header("cache-control"), Some("no-store"), "{what}");
-        }
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{what}");
     }
     for (method, path, allowed) in [
         ("GET", "/v1/session", &["POST", "DELETE"][..]),

@@ -106,8 +106,9 @@ async fn an_address_that_is_taken_is_2() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_was_set_lets_its_user_in() {
-    let setup = Setup::passwords();
-    let server = setup.start().await;
+    let limits =
+        "[limits]\nlogin_failures_per_ip = \"unlimited\"\nlogin_failures_per_name = \"unlimited\"";
+    let server = Setup::passwords().and(limits).start().await;
     let file = server.folder().join("users.txt");
     let file = file.to_str().unwrap();
     let (code, _, errors) = Program::run(&["passwd", file, "dave"], "correct horse\n").await;

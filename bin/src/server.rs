@@ -122,7 +122,7 @@ impl Server {
         let upkeep = metrics::upkeep(rendered.clone(), server.life.0.clone());
         server.life.0.spawn(upkeep);
         if let Some(endpoint) = endpoint {
-            info!(transport = "metrics", addr = %endpoint.address(), "listening");
+            info!(transport = %"metrics", addr = %endpoint.address(), "listening");
             let lifecycle = server.watch.0.clone();
             let serve = endpoint.serve(rendered, server.health.clone(), lifecycle);
             server.watch.0.spawn(serve);

@@ -139,7 +139,8 @@ pub(crate) enum Delivery {
 /// The answer to one command.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) frame: Frame,
+    /// `None`: the slot is done with, and nothing is said.
+    pub(crate) frame: Option<Frame>,
     /// Where the command was refused: what a status is made of.
     pub(crate) refusal: Option<Box<Refusal>>,
 }
@@ -147,16 +148,24 @@ pub(crate) struct Answer {
 impl From<Frame> for Answer {
     fn from(frame: Frame) -> Self {
         Self {
-            frame,
+            frame: Some(frame),
             refusal: None,
         }
     }
 }
 
 impl Answer {
+    /// No answer that anybody sees.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            frame: None,
+            refusal: None,
+        }
+    }
+
     pub(crate) fn refused(frame: Frame, refusal: Refusal) -> Self {
         Self {
-            frame,
+            frame: Some(frame),
             refusal: Some(Box::new(refusal)),
         }
     }
@@ -254,7 +263,7 @@ struct Out {
     /// Replies of the read turn under way.
     cork: Vec<u8>,
     corked: bool,
-    slots: VecDeque<Option<Frame>>,
+    slots: VecDeque<Promise>,
     first_slot: u64,
     /// Slots not answered yet.
     unanswered: usize,
@@ -263,6 +272,24 @@ struct Out {
     blocked: Option<Instant>,
     /// There is something that only the connection's task can do.
     wake: bool,
+}
+
+/// A reply slot.
+enum Promise {
+    /// Not answered yet.
+    Open,
+    /// Answered, perhaps with nothing to say.
+    Kept(Option<Frame>),
+}
+
+impl Promise {
+    /// What was promised, if it is there; it is then to be removed.
+    fn take(&mut self) -> Self {
+        match self {
+            Self::Open => Self::Open,
+            Self::Kept(frame) => Self::Kept(frame.take()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -320,7 +347,7 @@ impl PushOutlet {
         let delivery = if out.slots.is_empty() {
             self.write_reply(&mut out, &reply)
         } else {
-            out.slots.push_back(Some(reply));
+            out.slots.push_back(Promise::Kept(Some(reply)));
             Delivery::Taken(0)
         };
         self.settle(out);
@@ -502,16 +529,18 @@ impl CallbackAdapter for PushOutlet {
         }
         let index = usize::try_from(slot.0.wrapping_sub(out.first_slot)).unwrap_or(usize::MAX);
         match out.slots.get_mut(index) {
-            Some(place @ None) => *place = Some(reply.frame),
+            Some(place @ Promise::Open) => *place = Promise::Kept(reply.frame),
             // Answered before: a log may deliver twice.
             _ => return Delivery::Closed,
         }
         out.unanswered -= 1;
         let mut delivery = Delivery::Taken(0);
-        while let Some(Some(_)) = out.slots.front() {
-            let ready = out.slots.pop_front().flatten().expect("just seen");
+        while let Some(Promise::Kept(ready)) = out.slots.front_mut().map(Promise::take) {
+            out.slots.pop_front();
             out.first_slot += 1;
-            delivery = self.write_reply(&mut out, &ready);
+            if let Some(ready) = ready {
+                delivery = self.write_reply(&mut out, &ready);
+            }
         }
         if out.slots.is_empty() {
             out.slots = VecDeque::new();
@@ -533,7 +562,7 @@ impl CallbackAdapter for PushOutlet {
     fn reserve(&self) -> Slot {
         let mut out = self.out.lock();
         let slot = Slot(out.first_slot + out.slots.len() as u64);
-        out.slots.push_back(None);
+        out.slots.push_back(Promise::Open);
         out.unanswered += 1;
         slot
     }
@@ -614,8 +643,8 @@ struct Kept {
     poll: u64,
     slots: VecDeque<(Slot, oneshot::Sender<Answer>)>,
     next_slot: u64,
-    /// The receiving ends of slots just reserved.
-    reserved: Option<oneshot::Receiver<Answer>>,
+    /// The receiving ends of slots just reserved, for whoever runs the command.
+    reserved: VecDeque<oneshot::Receiver<Answer>>,
     closed: bool,
     /// The `bye` has been given.
     finished: bool,
@@ -680,9 +709,9 @@ impl PullOutlet {
         }
     }
 
-    /// The receiving end of the slot that was reserved last.
+    /// The receiving end of the oldest slot reserved and not taken.
     pub(crate) fn take_reserved(&self) -> Option<oneshot::Receiver<Answer>> {
-        self.inner.lock().reserved.take()
+        self.inner.lock().reserved.pop_front()
     }
 
     fn close(&self, bye: Option<&Frame>) {
@@ -791,11 +820,6 @@ impl PullOutlet {
         Some(turn)
     }
 
-    /// The last event kept: the `bye`, once closed.
-    pub(crate) fn last(&self) -> Option<Bytes> {
-        self.inner.lock().events.back().cloned()
-    }
-
     pub(crate) fn is_closed(&self) -> bool {
         self.inner.lock().closed
     }
@@ -853,7 +877,7 @@ impl CallbackAdapter for PullOutlet {
         kept.next_slot += 1;
         let (answer, reply) = oneshot::channel();
         kept.slots.push_back((slot, answer));
-        kept.reserved = Some(reply);
+        kept.reserved.push_back(reply);
         slot
     }
 }

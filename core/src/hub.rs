@@ -32,7 +32,7 @@ use crate::{
     pull::{Opened, PullSession},
     reaper::Reaper,
     registry::{Found, Registry, SessionId},
-    room::{RoomBounds, RoomOptions},
+    room::{RoomContext, RoomOptions},
     rooms::{OptionTable, RoomMetrics, RoomPattern, Rooms},
     scope::{Peer, Scope, ScopeConfig},
     session::{PushSession, Session},
@@ -177,13 +177,11 @@ impl Hub {
             "limits.frame_bytes",
             "must be at most 16MiB".into(),
         );
-        let least = frame.0.saturating_mul(6).saturating_add(1 << 10);
+        let least = message.0.saturating_add(1 << 10);
         rule(
             server.0 >= least,
             "limits.server_frame_bytes",
-            format!(
-                "must be at least 6 x frame_bytes + 1KiB, which is {least}: escapes make a text longer"
-            ),
+            format!("must be at least message_bytes + 1KiB, which is {least}"),
         );
         rule(
             limits.member_queue >= server,
@@ -307,19 +305,20 @@ impl Hub {
         };
         let lanes: Vec<Arc<LaneInbox>> = (0..workers).map(|_| Arc::default()).collect();
         let limits = &config.limits;
-        let bounds = RoomBounds {
+        let room_context = RoomContext {
             frame_bytes: limits.server_frame_bytes.0,
             inbox_bytes: limits.room_inbox.0,
+            stopped: AtomicBool::new(false),
+            members: telemetry.members.clone(),
         };
         let room_metrics = RoomMetrics {
             rooms: telemetry.rooms.clone(),
             created: telemetry.rooms_created.clone(),
             removed: telemetry.rooms_removed.clone(),
-            members: telemetry.members.clone(),
         };
         let rooms = Rooms::new(
             limits.rooms,
-            bounds,
+            room_context,
             option_table(&config),
             lanes.clone(),
             room_metrics,
@@ -487,11 +486,8 @@ impl Hub {
         let hub = &self.0;
         hub.lifecycle.drain();
         hub.draining.store(true, Ordering::SeqCst);
-        hub.rooms.stopped.store(true, Ordering::SeqCst);
         let deadline = clock::now() + grace;
-        for room in hub.rooms.all() {
-            room.fence();
-        }
+        hub.rooms.stop();
         for lane in &hub.lanes {
             let _ = timeout(
                 deadline.saturating_duration_since(clock::now()),

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     CloseReason, Telemetry,
-    adapter::{Batch, CallbackAdapter, Delivery, Slot},
+    adapter::{Answer, Batch, CallbackAdapter, Delivery, Slot},
     clock::{self, Instant, WallClock},
     message::{Frame, List, Say, listed_len},
     room::{Change, Membership, Room, Told},
@@ -61,6 +61,11 @@ pub(crate) enum LaneCommand {
         slot: Slot,
         init: Frame,
     },
+    /// Answers `slot` with nothing, after everything before.
+    Flush {
+        membership: Arc<Membership>,
+        slot: Slot,
+    },
     /// The room was given up.
     Forget,
 }
@@ -73,7 +78,7 @@ impl LaneCommand {
             Self::Join { told, .. } | Self::Leave { told, .. } | Self::Tell(told) => {
                 told.event.as_ref().map_or(0, Frame::len)
             }
-            Self::Reply { .. } | Self::Forget => 0,
+            Self::Reply { .. } | Self::Flush { .. } | Self::Forget => 0,
         }
     }
 }
@@ -424,6 +429,12 @@ impl LaneRoom {
                             &member.session,
                             doomed,
                         );
+                    }
+                }
+                LaneCommand::Flush { membership, slot } => {
+                    if let Some(member) = self.member(&membership) {
+                        member.catch_up(&frames, doomed);
+                        member.session.outlet.complete(slot, Answer::nothing());
                     }
                 }
                 LaneCommand::Leave {

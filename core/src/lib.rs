@@ -22,6 +22,8 @@ mod pull;
 mod registry;
 mod room;
 mod rooms;
+#[cfg(test)]
+mod scenarios;
 mod scope;
 mod session;
 mod telemetry;

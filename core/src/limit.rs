@@ -1,11 +1,11 @@
 //! Token buckets on the project's clock: one alone, or one for each of a bounded number of keys.
 
-use std::{hash::Hash, net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{collections::hash_map, hash::Hash, net::IpAddr, num::NonZeroU32, time::Duration};
 
 use governor::{
     Quota, RateLimiter,
     clock::Clock as _,
-    middleware::NoOpMiddleware,
+    middleware::{NoOpMiddleware, StateInformationMiddleware},
     nanos::Nanos,
     state::{InMemoryState, NotKeyed},
 };
@@ -59,10 +59,10 @@ fn quota(rate: Rate) -> Option<Quota> {
 /// A bucket for each key, of which there are at most [`MAX_KEYS`]; when all are in use, further keys share one.
 #[derive(Debug)]
 pub(crate) struct KeyedBuckets<K> {
-    rate: Rate,
     /// After so long without use a bucket is whole and need not be kept.
     refill: Duration,
-    table: Mutex<Table<K>>,
+    /// `None`: unlimited.
+    limited: Option<(Quota, Mutex<Table<K>>)>,
 }
 
 #[derive(Debug)]
@@ -74,48 +74,64 @@ struct Table<K> {
 
 #[derive(Debug)]
 struct Entry {
-    bucket: Bucket,
+    limiter: RateLimiter<NotKeyed, InMemoryState, GovernorClock, StateInformationMiddleware>,
     used: Instant,
-    /// Set when a token was asked for in vain.
+    /// Until then there is no token.
     dry_until: Option<Instant>,
 }
 
 impl Entry {
-    fn new(rate: Rate, now: Instant) -> Self {
+    fn new(quota: Quota, now: Instant) -> Self {
+        let limiter = RateLimiter::direct_with_clock(quota, GovernorClock::default());
         Self {
-            bucket: Bucket::new(rate),
+            limiter: limiter.with_middleware(),
             used: now,
             dry_until: None,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        self.used = now;
+        match self.limiter.check() {
+            Ok(state) => {
+                let is_last = state.remaining_burst_capacity() == 0;
+                self.dry_until = is_last.then(|| now + state.quota().replenish_interval());
+                Ok(())
+            }
+            Err(not_until) => {
+                let wait = not_until.wait_time_from(self.limiter.clock().now());
+                self.dry_until = Some(now + wait);
+                Err(wait)
+            }
         }
     }
 }
 
 impl<K: Hash + Eq> KeyedBuckets<K> {
     pub(crate) fn new(rate: Rate) -> Self {
-        let refill = match rate {
-            Rate::Unlimited => Duration::ZERO,
-            Rate::Limited { rate, per, burst } => per / rate.max(1) * burst,
-        };
         let now = clock::now();
-        let table = Table {
-            buckets: FxHashMap::default(),
-            shared: Entry::new(rate, now),
-            swept: now,
-        };
-        Self {
-            rate,
-            refill,
-            table: Mutex::new(table),
-        }
+        let limited = quota(rate).map(|quota| {
+            let table = Table {
+                buckets: FxHashMap::default(),
+                shared: Entry::new(quota, now),
+                swept: now,
+            };
+            (quota, Mutex::new(table))
+        });
+        let refill = limited.as_ref().map_or(Duration::ZERO, |(quota, _)| {
+            quota.burst_size_replenished_in()
+        });
+        Self { refill, limited }
     }
 
     /// Takes a token of `key`'s, or says how long until there is one.
     pub(crate) fn take(&self, key: K) -> Result<(), Duration> {
-        if self.rate == Rate::Unlimited {
+        let Some((quota, table)) = &self.limited else {
             return Ok(());
-        }
+        };
         let now = clock::now();
-        let mut table = self.table.lock();
+        let mut table = table.lock();
+        let table = &mut *table;
         if table.buckets.len() >= MAX_KEYS
             && now.saturating_duration_since(table.swept) >= SWEEP_EVERY
         {
@@ -126,24 +142,18 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
             table.swept = now;
         }
         let full = table.buckets.len() >= MAX_KEYS;
-        let table = &mut *table;
         let entry = match table.buckets.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::hash_map::Entry::Vacant(_) if full => &mut table.shared,
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Entry::new(self.rate, now))
-            }
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(_) if full => &mut table.shared,
+            hash_map::Entry::Vacant(entry) => entry.insert(Entry::new(*quota, now)),
         };
-        entry.used = now;
-        entry
-            .bucket
-            .take()
-            .inspect_err(|&wait| entry.dry_until = Some(now + wait))
+        entry.take(now)
     }
 
-    /// How long `key` is still to wait because it asked in vain before. Takes nothing.
+    /// How long `key` has no token. Takes nothing.
     pub(crate) fn dry(&self, key: &K) -> Option<Duration> {
-        let table = self.table.lock();
+        let (_, table) = self.limited.as_ref()?;
+        let table = table.lock();
         let entry = match table.buckets.get(key) {
             Some(entry) => entry,
             None if table.buckets.len() >= MAX_KEYS => &table.shared,
@@ -211,7 +221,7 @@ mod tests {
         advance(Duration::from_secs(3)).await;
         assert_eq!(buckets.take(MAX_KEYS + 1), Ok(()));
         assert_eq!(
-            buckets.table.lock().buckets.len(),
+            buckets.limited.as_ref().unwrap().1.lock().buckets.len(),
             1,
             "whole buckets are forgotten"
         );
@@ -221,7 +231,10 @@ mod tests {
     async fn dryness_is_seen_without_taking() {
         let buckets = KeyedBuckets::new(RATE);
         assert_eq!(buckets.dry(&'a'), None);
-        while buckets.take('a').is_ok() {}
+        for _ in 0..3 {
+            assert_eq!(buckets.dry(&'a'), None);
+            buckets.take('a').unwrap();
+        }
         let wait = buckets.dry(&'a').unwrap();
         assert_eq!(buckets.dry(&'b'), None);
         advance(wait).await;

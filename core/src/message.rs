@@ -467,6 +467,19 @@ impl Serialize for List<'_> {
     }
 }
 
+/// The most bytes that a `message` object with that text and data takes.
+pub(crate) fn told_len(text: Option<&str>, data: Option<&RawValue>) -> usize {
+    /// Room, user, numbers and field names.
+    const REST: usize = 1024;
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\t' | b'\r' | 8 | 12 => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    let text = text.map_or(0, |text| text.bytes().map(escaped).sum::<usize>());
+    text + data.map_or(0, |data| data.get().len()) + REST
+}
+
 /// Bytes that a name takes in a list: quotes, comma, and room for escapes.
 pub(crate) fn listed_len(name: &str) -> usize {
     name.bytes()

@@ -14,7 +14,7 @@ use crate::{
     message::{Command, Frame, Kind},
     plugin::Credentials,
     scope::{Peer, Scope},
-    session::{Done, Session, Welcome},
+    session::{Done, Ending, Session, Welcome},
 };
 
 /// Commands of one session that wait for their turn or run.
@@ -59,7 +59,7 @@ pub struct Reply {
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Self {
         Self {
-            json: answer.frame.json(),
+            json: answer.frame.map(|frame| frame.json()).unwrap_or_default(),
             refusal: answer.refusal.map(|refusal| *refusal),
         }
     }
@@ -196,13 +196,7 @@ impl PullSession {
                     |answer| self.finish(answer),
                 )
             }
-            Done::Ended if command.kind == Some(Kind::Logout) => {
-                let json = self.outlet().last().unwrap_or_default();
-                Reply {
-                    json,
-                    refusal: None,
-                }
-            }
+            Done::LogOut(slots) => self.log_out(command.id, slots.len()).await,
             Done::LogIn(_) | Done::Ended => self.expired_reply(command.id),
         }
     }
@@ -301,17 +295,30 @@ impl PullSession {
         body(&page, false)
     }
 
-    /// Ends the session as its client asked; the `bye` object, or the refusal where it had ended before.
+    /// Ends the session as its client asked; the `bye` object, or the refusal where it had ended before. What was
+    /// accepted so far still reaches the queue before the `bye`.
     pub async fn logout(&self) -> Reply {
         let _turn = self.outlet().turn(MAX_COMMANDS).await;
-        if self.session.ended().is_some() {
-            return self.expired_reply(None);
+        let slots = self.session.flush();
+        self.log_out(None, slots.len()).await
+    }
+
+    async fn log_out(&self, id: Option<u64>, slots: usize) -> Reply {
+        for _ in 0..slots {
+            if let Some(flushed) = self.outlet().take_reserved() {
+                // Dropped where the session ends meanwhile.
+                let _ = flushed.await;
+            }
         }
+        if self.session.ended().is_some() {
+            return self.expired_reply(id);
+        }
+        let bye = self.session.end_with(Ending {
+            id,
+            ..Ending::of(CloseReason::Logout)
+        });
         Reply {
-            json: self
-                .session
-                .end_with(CloseReason::Logout, None, None)
-                .json(),
+            json: bye.json(),
             refusal: None,
         }
     }

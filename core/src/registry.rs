@@ -288,7 +288,7 @@ mod tests {
         for bad in [
             "",
             "x",
-            &text[1..],
+            text.get(1..).unwrap(),
             &format!("{text}A"),
             "!!!!!!!!!!!!!!!!!!!!!!",
         ] {

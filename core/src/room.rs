@@ -444,14 +444,10 @@ pub struct Room {
     pub(crate) options: Arc<RoomOptions>,
     pub(crate) lane: Arc<LaneInbox>,
     pub(crate) sends: Bucket,
-    frame_bytes: usize,
-    inbox_bytes: usize,
-    /// Set when the server stops: nothing more is accepted.
-    stopped: Arc<AtomicBool>,
+    context: Arc<RoomContext>,
     ordered: Mutex<Ordered>,
     /// Members, for those who must not take the lock.
     members: AtomicUsize,
-    gauge: metrics::Gauge,
     /// Joins under way.
     pub(crate) pins: AtomicUsize,
     /// Bytes of events that the lane has not walked yet.
@@ -467,11 +463,15 @@ struct Ordered {
     held: BTreeMap<u64, Proposal>,
 }
 
-/// The bounds that every room shares.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RoomBounds {
+/// What all rooms of a server share.
+#[derive(Debug)]
+pub(crate) struct RoomContext {
     pub(crate) frame_bytes: usize,
+    /// Over it, publishers are not read.
     pub(crate) inbox_bytes: usize,
+    /// Set when the server stops: nothing more is accepted.
+    pub(crate) stopped: AtomicBool,
+    pub(crate) members: metrics::Gauge,
 }
 
 impl std::fmt::Debug for Room {
@@ -488,10 +488,8 @@ impl Room {
         id: u64,
         epoch: String,
         options: Arc<RoomOptions>,
-        bounds: RoomBounds,
+        context: Arc<RoomContext>,
         lane: Arc<LaneInbox>,
-        stopped: Arc<AtomicBool>,
-        gauge: metrics::Gauge,
     ) -> Self {
         let fold = Fold::new(Arc::clone(&name), epoch, &options.config);
         Self {
@@ -500,16 +498,13 @@ impl Room {
             sends: Bucket::new(options.config.sends),
             options,
             lane,
-            frame_bytes: bounds.frame_bytes,
-            inbox_bytes: bounds.inbox_bytes,
-            stopped,
+            context,
             ordered: Mutex::new(Ordered {
                 fold,
                 applied: 0,
                 held: BTreeMap::new(),
             }),
             members: AtomicUsize::new(0),
-            gauge,
             pins: AtomicUsize::new(0),
             backlog: AtomicUsize::new(0),
             held_up: Mutex::default(),
@@ -562,7 +557,7 @@ impl Room {
         let config = &self.options.config;
         match event {
             Event::Message { text, data } => {
-                if self.stopped.load(Ordering::Acquire) {
+                if self.context.stopped.load(Ordering::Acquire) {
                     return refuse(ticket, ErrorCode::ShuttingDown, "The server is stopping.");
                 }
                 match fold.message(&name, key, text.as_deref(), data.as_deref(), at) {
@@ -594,7 +589,7 @@ impl Room {
             Event::Join => {
                 let init = ticket
                     .as_ref()
-                    .map(|ticket| fold.init(ticket.id, &self.options, self.frame_bytes));
+                    .map(|ticket| fold.init(ticket.id, &self.options, self.context.frame_bytes));
                 match fold.join(config, &name, key, at) {
                     Err(refusal) => {
                         if let Some(membership) = membership {
@@ -655,9 +650,9 @@ impl Room {
     fn count_members(&self, now: usize) {
         let before = self.members.swap(now, Ordering::AcqRel);
         if now > before {
-            self.gauge.increment(1);
+            self.context.members.increment(1);
         } else if now < before {
-            self.gauge.decrement(1);
+            self.context.members.decrement(1);
         }
     }
 
@@ -688,7 +683,9 @@ impl Room {
         id: Option<u64>,
     ) {
         let ordered = self.ordered.lock();
-        let init = ordered.fold.init(id, &self.options, self.frame_bytes);
+        let init = ordered
+            .fold
+            .init(id, &self.options, self.context.frame_bytes);
         self.lane.post(
             Arc::clone(self),
             LaneCommand::Reply {
@@ -699,12 +696,18 @@ impl Room {
         );
     }
 
+    /// Has the lane answer `slot`, with nothing, once everything so far has gone out to that member.
+    pub(crate) fn flush(self: &Arc<Self>, membership: &Arc<Membership>, slot: Slot) {
+        let membership = Arc::clone(membership);
+        self.post(LaneCommand::Flush { membership, slot });
+    }
+
     /// A page of the members.
     pub(crate) fn page(&self, id: Option<u64>, after: Option<&str>, limit: usize) -> Frame {
         self.ordered
             .lock()
             .fold
-            .page(id, after, limit, self.frame_bytes)
+            .page(id, after, limit, self.context.frame_bytes)
     }
 
     pub(crate) fn member_count(&self) -> usize {
@@ -723,7 +726,7 @@ impl Room {
 
     /// Whether publishers must wait for the lane.
     pub(crate) fn is_backlogged(&self) -> bool {
-        self.backlog.load(Ordering::Acquire) > self.inbox_bytes
+        self.backlog.load(Ordering::Acquire) > self.context.inbox_bytes
     }
 
     /// Ready when the backlog is within its bound.
@@ -748,7 +751,7 @@ impl Room {
     /// The lane has walked so many bytes.
     pub(crate) fn walked(&self, bytes: usize) {
         let before = self.backlog.fetch_sub(bytes, Ordering::AcqRel);
-        if before > self.inbox_bytes && before - bytes <= self.inbox_bytes {
+        if before > self.context.inbox_bytes && before - bytes <= self.context.inbox_bytes {
             let wakers = std::mem::take(&mut *self.held_up.lock());
             for waker in wakers {
                 waker.wake();

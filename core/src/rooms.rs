@@ -5,7 +5,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use crate::{
     config::Create,
     lane::{LaneCommand, LaneInbox},
     names::is_room_char,
-    room::{Room, RoomBounds, RoomOptions},
+    room::{Room, RoomContext, RoomOptions},
 };
 
 /// The names that a `[rooms.NAME]` table is for: one name, or a pattern in which `*` stands for any characters.
@@ -111,17 +111,15 @@ pub(crate) struct RoomMetrics {
     pub(crate) rooms: metrics::Gauge,
     pub(crate) created: metrics::Counter,
     pub(crate) removed: metrics::Counter,
-    pub(crate) members: metrics::Gauge,
 }
 
 pub(crate) struct Rooms {
     max: usize,
-    bounds: RoomBounds,
+    context: Arc<RoomContext>,
     options: OptionTable,
     lanes: Vec<Arc<LaneInbox>>,
     metrics: RoomMetrics,
     next_id: AtomicU64,
-    pub(crate) stopped: Arc<AtomicBool>,
     inner: Mutex<Inner>,
 }
 
@@ -154,19 +152,18 @@ pub(crate) trait MayCreate {
 impl Rooms {
     pub(crate) fn new(
         max: usize,
-        bounds: RoomBounds,
+        context: RoomContext,
         options: OptionTable,
         lanes: Vec<Arc<LaneInbox>>,
         metrics: RoomMetrics,
     ) -> Arc<Self> {
         Arc::new(Self {
             max,
-            bounds,
+            context: Arc::new(context),
             options,
             lanes,
             metrics,
             next_id: AtomicU64::new(1),
-            stopped: Arc::default(),
             inner: Mutex::default(),
         })
     }
@@ -219,18 +216,8 @@ impl Rooms {
         let hash = std::hash::BuildHasher::hash_one(&home, name);
         let lane = usize::try_from(hash % self.lanes.len() as u64).unwrap_or(0);
         let lane = Arc::clone(&self.lanes[lane]);
-        let stopped = Arc::clone(&self.stopped);
-        let members = self.metrics.members.clone();
-        Ok(Room::new(
-            name.into(),
-            id,
-            epoch,
-            options,
-            self.bounds,
-            lane,
-            stopped,
-            members,
-        ))
+        let context = Arc::clone(&self.context);
+        Ok(Room::new(name.into(), id, epoch, options, context, lane))
     }
 
     /// Keeps `room` from being given up while something about it is under way.
@@ -292,8 +279,13 @@ impl Rooms {
         room.lane.post(Arc::clone(room), LaneCommand::Forget);
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<Room>> {
-        self.inner.lock().rooms.values().cloned().collect()
+    /// Has every room accept nothing more. After this each message was either refused or posted to its lane.
+    pub(crate) fn stop(&self) {
+        self.context.stopped.store(true, Ordering::SeqCst);
+        let rooms: Vec<Arc<Room>> = self.inner.lock().rooms.values().cloned().collect();
+        for room in rooms {
+            room.fence();
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

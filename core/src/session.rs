@@ -22,12 +22,14 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::{
     CloseReason, ErrorCode, LeaveReason, Refusal,
-    adapter::{Answer, CallbackAdapter, Delivery, Outlet, Progress, PushOutlet, TryWrite},
+    adapter::{Answer, CallbackAdapter, Delivery, Outlet, Progress, PushOutlet, Slot, TryWrite},
     clock::{self, AtomicInstant, Instant},
     config::{DuplicateLogin, OnAbuse},
     hub::BanKey,
     limit::{Bucket, address_key},
-    message::{Command, Fields, Frame, Framing, Kind, Malformed, Say, ToldLimits, compact, field},
+    message::{
+        self, Command, Fields, Frame, Framing, Kind, Malformed, Say, ToldLimits, compact, field,
+    },
     names::{Name, check_room},
     plugin::{Credentials, Draft, Principal, PrincipalName, Rejection, Verdict},
     reaper::{Expire, Watching},
@@ -103,8 +105,35 @@ pub(crate) enum Done {
     Slot,
     /// A log-in: whoever runs the session awaits it.
     LogIn(LogIn),
-    /// The session has ended; the `bye` was the answer.
+    /// A log-out: these slots are answered, with nothing, once everything so far has reached the client. Then whoever
+    /// runs the session ends it.
+    LogOut(Vec<Slot>),
+    /// The session has ended.
     Ended,
+}
+
+/// How a session ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ending {
+    pub(crate) reason: CloseReason,
+    /// The command that the `bye` answers.
+    pub(crate) id: Option<u64>,
+    /// A WebSocket close code more precise than the reason's.
+    pub(crate) close_code: Option<u16>,
+    /// Whether there is anybody to say `bye` to.
+    pub(crate) is_told: bool,
+}
+
+impl Ending {
+    pub(crate) fn of(reason: CloseReason) -> Self {
+        let is_told = reason != CloseReason::Disconnected;
+        Self {
+            reason,
+            id: None,
+            close_code: None,
+            is_told,
+        }
+    }
 }
 
 /// A log-in under way.
@@ -278,10 +307,7 @@ impl Session {
                 )));
             }
             (_, true) => return answer(Err(Refusal::new(ErrorCode::NotLoggedIn, "Log in first."))),
-            (Kind::Logout, false) => {
-                self.end_with(CloseReason::Logout, id, None);
-                return Done::Ended;
-            }
+            (Kind::Logout, false) => return Done::LogOut(self.flush()),
             (_, false) => (),
         }
         if let Err(wait) = self.commands.take() {
@@ -304,6 +330,20 @@ impl Session {
             Kind::History => Err(not_yet("history")),
             Kind::Login | Kind::Logout => unreachable!("handled above"),
         })
+    }
+
+    /// Asks each room's lane to come by when it has handed over what was accepted so far.
+    pub(crate) fn flush(self: &Arc<Self>) -> Vec<Slot> {
+        let memberships = self.state.lock().memberships.clone();
+        memberships
+            .iter()
+            .filter(|membership| membership.is_joined())
+            .map(|membership| {
+                let slot = self.outlet.reserve();
+                membership.room.flush(membership, slot);
+                slot
+            })
+            .collect()
     }
 
     fn take_send(&self, muted_until: Option<Instant>) -> Result<(), Refusal> {
@@ -452,6 +492,13 @@ impl Session {
                 })?;
         }
         let Draft { text, data, .. } = draft;
+        // Escapes make a text longer; a validator may too.
+        if message::told_len(text.as_deref(), data.as_deref())
+            > hub.config.limits.server_frame_bytes.0
+        {
+            let message = "The message is too long once it is written for the members.";
+            return Err(Refusal::new(ErrorCode::MessageTooLong, message));
+        }
         let event = Event::Message { text, data };
         let ticket = Ticket {
             session: Arc::clone(self),
@@ -595,11 +642,11 @@ impl Session {
         if let Some(id) = resume {
             return Err(self.scope.hub.cannot_resume(&id));
         }
-        let mut credentials = Credentials::default();
-        credentials.user = user;
-        credentials.password = password.map(Into::into);
-        credentials.token = token.map(Into::into);
-        Ok(credentials)
+        Ok(Credentials {
+            user,
+            password: password.map(Into::into),
+            token: token.map(Into::into),
+        })
     }
 
     /// Asks the chain and, allowed, takes the name and begins.
@@ -753,16 +800,17 @@ impl Session {
 
     /// Ends the session, once: the client is told, its rooms are left, its name is free.
     pub(crate) fn end(self: &Arc<Self>, reason: CloseReason) {
-        self.end_with(reason, None, None);
+        self.end_with(Ending::of(reason));
     }
 
-    /// The same, answering the command `id`, or with a more precise WebSocket code. Returns the `bye`.
-    pub(crate) fn end_with(
-        self: &Arc<Self>,
-        reason: CloseReason,
-        id: Option<u64>,
-        close_code: Option<u16>,
-    ) -> Frame {
+    /// The same, with what there is to say about it. Returns the `bye`.
+    pub(crate) fn end_with(self: &Arc<Self>, ending: Ending) -> Frame {
+        let Ending {
+            reason,
+            id,
+            close_code,
+            is_told,
+        } = ending;
         let hub = &self.scope.hub;
         let retry_ms = reason.may_return().then(|| hub.retry_ms(reason));
         let bye = Frame::encode(&Say::Bye {
@@ -791,7 +839,7 @@ impl Session {
             )
         };
         drop(watching);
-        let told = (reason != CloseReason::Disconnected).then_some(&bye);
+        let told = is_told.then_some(&bye);
         let code = close_code.unwrap_or_else(|| reason.websocket_code());
         self.outlet.close(
             told,
@@ -799,6 +847,8 @@ impl Session {
             reason.code(),
             reason == CloseReason::SlowConsumer,
         );
+        // The name is free before anybody hears of the leave, and may come back at once.
+        drop(reservation);
         if let (Some(name), Some(leave)) = (name, reason.leave_reason()) {
             // Children first, in the reverse of the order in which they came.
             for membership in memberships.into_iter().rev() {
@@ -824,7 +874,6 @@ impl Session {
                 },
             );
         }
-        drop(reservation);
         if was_active {
             self.scope.metrics.ended(reason);
         } else {
@@ -930,6 +979,8 @@ pub struct PushSession {
     held: Option<Box<[u8]>>,
     /// No other command before every reply is out.
     barrier: bool,
+    /// A log-out under way, with the id of its command.
+    logout: Option<Option<u64>>,
     /// The room whose lane is behind.
     behind: Option<Arc<Room>>,
     corked: bool,
@@ -960,6 +1011,7 @@ impl PushSession {
             login: None,
             held: None,
             barrier: false,
+            logout: None,
             behind: None,
             corked: false,
             blocked: false,
@@ -988,6 +1040,7 @@ impl PushSession {
         self.login.is_none()
             && self.held.is_none()
             && self.behind.is_none()
+            && self.logout.is_none()
             && !self.barrier
             && !self.blocked
             && !self.crowded
@@ -1022,6 +1075,10 @@ impl PushSession {
             Done::Replied(answer) => self.reply(answer),
             Done::LogIn(login) => self.login = Some(login),
             Done::Barrier => self.barrier = true,
+            Done::LogOut(slots) => {
+                self.barrier = !slots.is_empty();
+                self.logout = Some(command.id);
+            }
             Done::Slot => {
                 let (owed, unanswered) = self.outlet().owed();
                 self.crowded = owed >= MAX_OWED || unanswered >= MAX_UNANSWERED;
@@ -1032,7 +1089,9 @@ impl PushSession {
     }
 
     fn reply(&mut self, answer: Answer) {
-        self.settle(self.outlet().reply(answer.frame));
+        if let Some(frame) = answer.frame {
+            self.settle(self.outlet().reply(frame));
+        }
         if self.session.has_failed() {
             self.session.end(CloseReason::AuthFailed);
         } else if self.session.is_abusive() {
@@ -1097,8 +1156,10 @@ impl PushSession {
 
     /// The rules of the transport were broken; `close_code`: the WebSocket code that says which.
     pub fn protocol_error(&mut self, close_code: Option<u16>) {
-        self.session
-            .end_with(CloseReason::ProtocolError, None, close_code);
+        self.session.end_with(Ending {
+            close_code,
+            ..Ending::of(CloseReason::ProtocolError)
+        });
     }
 
     /// The client was heard.
@@ -1146,13 +1207,23 @@ impl PushSession {
         self.settle(self.outlet().write(&bytes.into()));
     }
 
-    /// The client has closed its side; `clean`: as the transport's rules ask. What was asked before is still answered.
+    /// The client has closed its side; `clean`: in good order, as the transport's rules ask. There is nobody to say
+    /// `bye` to.
     pub fn peer_closed(&mut self, clean: bool) {
-        self.session.end(if clean {
+        let reason = if clean {
             CloseReason::Logout
         } else {
             CloseReason::Disconnected
+        };
+        self.session.end_with(Ending {
+            is_told: false,
+            ..Ending::of(reason)
         });
+    }
+
+    /// Nothing more will come: what was accepted still goes out before [`is_settled`](Self::is_settled) holds.
+    pub fn finish(&mut self) {
+        self.barrier |= !self.session.flush().is_empty();
     }
 
     /// Counts bytes read from the client.
@@ -1168,6 +1239,15 @@ impl PushSession {
             self.poll_login(cx);
             self.poll_behind(cx);
             self.poll_held();
+            if let Some(id) = self.logout
+                && self.outlet().owed().0 == 0
+            {
+                self.logout = None;
+                self.session.end_with(Ending {
+                    id,
+                    ..Ending::of(CloseReason::Logout)
+                });
+            }
             if self.corked {
                 self.corked = false;
                 self.settle(self.outlet().uncork());

@@ -111,9 +111,10 @@ async fn a_member_that_does_not_read_is_cut_and_the_others_lose_nothing() {
     let limits = r#"[limits]
         sends = "unlimited"
         commands = "unlimited"
-        server_frame_bytes = "16KiB"
-        member_queue = "16KiB"
-        poll_queue = { events = 100, bytes = "64KiB" }
+        frame_bytes = "13KiB"
+        server_frame_bytes = "80KiB"
+        member_queue = "80KiB"
+        poll_queue = { events = 100, bytes = "80KiB" }
         slow_after = "1s"
     "#;
     for over in Over::ALL {

@@ -1,6 +1,13 @@
 //! Rates, and what becomes of those who break the rules too often.
 
-use crate::harness::{MIXES, Over, Setup, check_on, check_with};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use crate::harness::{
+    Client, MIXES, Over, PATIENCE, Setup, check_on, check_with, code, eventually,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sends_have_a_rate_and_the_refusal_says_when() {
@@ -23,17 +30,20 @@ async fn sends_have_a_rate_and_the_refusal_says_when() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_send_comes_through_when_its_time_has_come() {
-    check_with(
-        &Setup::tables("[limits]\nsends = { rate = 1000, per = \"1s\", burst = 1 }"),
-        r"
-        alice in lobby
-        alice > say lobby one
-        alice < message lobby alice one
-        alice > say lobby two
-        alice < message lobby alice two
-        ",
-    )
-    .await;
+    let limits = "[limits]\nsends = { rate = 4, per = \"1s\", burst = 1 }";
+    for over in Over::ALL {
+        let server = Setup::tables(limits).start().await;
+        let mut alice = Client::login(server.addr(over), over, "alice").await;
+        alice.enter("lobby").await;
+        alice.say("lobby", "one").await;
+        let send = json!({"type": "send", "room": "lobby", "text": "two"});
+        let refused = alice.command(send.clone()).await;
+        assert_eq!(code(&refused), "rate_limited", "{refused}");
+        let retry = refused["retry_ms"].as_u64().expect("it says when");
+        assert!((1..=250).contains(&retry), "{refused}");
+        tokio::time::sleep(Duration::from_millis(retry)).await;
+        assert_eq!(alice.command(send).await["type"], "sent");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,18 +199,16 @@ async fn an_address_that_guesses_becomes_slow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_has_so_many_connections() {
-    // A polling client is counted by its connections too, and may be refused on any of them.
     for over in Over::PUSH {
-        let setup = Setup::default().on(over, "max_connections = 2");
-        let server = setup.start().await;
-        let mut alice = crate::harness::Client::login(server.addr(over), over, "alice").await;
-        let mut bob = crate::harness::Client::login(server.addr(over), over, "bob").await;
-        let mut stream = tokio::net::TcpStream::connect(server.addr(over))
-            .await
-            .unwrap();
+        let server = Setup::default()
+            .on(over, "max_connections = 2")
+            .start()
+            .await;
+        let mut alice = Client::login(server.addr(over), over, "alice").await;
+        let mut bob = Client::login(server.addr(over), over, "bob").await;
+        let mut stream = TcpStream::connect(server.addr(over)).await.unwrap();
         let mut refusal = Vec::new();
-        let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut refusal);
-        let read = tokio::time::timeout(crate::harness::PATIENCE, read).await;
+        let read = timeout(PATIENCE, stream.read_to_end(&mut refusal)).await;
         assert!(read.is_ok(), "a connection too many is closed");
         assert!(
             !String::from_utf8_lossy(&refusal).contains("session"),
@@ -209,17 +217,11 @@ async fn a_listener_has_so_many_connections() {
         alice.ping().await;
         bob.ping().await;
         alice.vanish();
-        crate::harness::eventually("a free place", async || {
-            let stream = tokio::net::TcpStream::connect(server.addr(over))
-                .await
-                .ok()?;
-            let mut byte = [0];
+        eventually("a free place", async || {
+            let stream = TcpStream::connect(server.addr(over)).await.ok()?;
             // A connection that is kept has nothing to say yet.
-            let wait = std::time::Duration::from_millis(100);
-            tokio::time::timeout(wait, stream.peek(&mut byte))
-                .await
-                .is_err()
-                .then_some(())
+            let said = timeout(Duration::from_millis(100), stream.peek(&mut [0])).await;
+            said.is_err().then_some(())
         })
         .await;
     }

@@ -64,7 +64,8 @@ async fn raw_line_feeds_between_tokens_do_not_survive() {
     for over in [Over::WebSocket, Over::Polling] {
         let mut alice = Client::login(server.addr(over), over, over.table()).await;
         alice.enter("lobby").await;
-        assert_eq!(bob.next_event().await["type"], "join");
+        bob.events_until("the join", |event| event["type"] == "join")
+            .await;
         let frame =
             "{\r\n\"type\":\"send\",\n\"room\":\"lobby\",\"data\":{\n\"a\":\r\n[1,\n2]\n}\n}";
         assert_eq!(alice.raw(frame).await["type"], "sent");

@@ -752,6 +752,16 @@ async fn poll(
             feed.send(event.clone()).await.ok();
         }
         ack = next;
+        if events
+            .last()
+            .is_some_and(|last| last["code"] == "shutting_down")
+        {
+            // Nobody may be left to ask again.
+            feed.send(json!({"type": CLOSED, "end": "shutting_down"}))
+                .await
+                .ok();
+            return;
+        }
     }
 }
 

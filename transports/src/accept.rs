@@ -44,8 +44,10 @@ const SEND_BUFFER: usize = 96 << 10;
 const RECEIVE_BUFFER: usize = 128 << 10;
 /// Bytes not yet sent over which a socket is not writable: the rest waits where it is counted, in our own queues.
 const UNSENT: u32 = 16 << 10;
-/// How long bytes may stay unacknowledged before the kernel gives the connection up.
+/// How long bytes may stay unacknowledged, or a reader's window shut, before the kernel gives the connection up.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// How much more than `slow_after` that has to be: a slow reader is told so, a vanished one need not be.
+const AFTER_SLOW: Duration = Duration::from_secs(5);
 
 /// A connection that passed the caps, with the client's address known.
 #[derive(Debug)]
@@ -142,7 +144,7 @@ impl StreamListener {
             let Some(arrival) = self.gate.admit(from.ip()) else {
                 continue;
             };
-            if let Err(error) = keep_in_shape(&socket) {
+            if let Err(error) = keep_in_shape(&socket, self.gate.unacknowledged) {
                 // The peer has gone already; whoever reads the socket finds out.
                 debug!(%error, peer = %from, "Socket options failed.");
             }
@@ -218,7 +220,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Frames leave at once, a stalled reader holds little, and a peer that vanished is noticed by the kernel.
-fn keep_in_shape(socket: &TcpStream) -> io::Result<()> {
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(unused_variables, reason = "there is no such option")
+)]
+fn keep_in_shape(socket: &TcpStream, unacknowledged: Duration) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     let keep_alive = TcpKeepalive::new()
@@ -230,7 +236,7 @@ fn keep_in_shape(socket: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         socket.set_tcp_notsent_lowat(UNSENT)?;
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+        socket.set_tcp_user_timeout(Some(unacknowledged))?;
     }
     Ok(())
 }
@@ -243,6 +249,8 @@ pub(crate) trait Door: Send + Sync + 'static {
     /// # Errors
     /// The time after which the peer may come back.
     fn admit(&self, peer: &Peer) -> Result<(), Duration>;
+    /// `slow_after`.
+    fn slow_after(&self) -> Duration;
     /// A connection, or a request, was turned away.
     fn refused(&self, reason: RefusedReason);
     /// A connection passed the caps.
@@ -267,6 +275,10 @@ pub(crate) struct HubDoor {
 impl Door for HubDoor {
     fn admit(&self, peer: &Peer) -> Result<(), Duration> {
         self.hub.admit(peer)
+    }
+
+    fn slow_after(&self) -> Duration {
+        self.hub.limits().slow_after.0
     }
 
     fn refused(&self, reason: RefusedReason) {
@@ -297,6 +309,7 @@ impl Door for HubDoor {
 pub(crate) struct Gate {
     config: Arc<ListenerConfig>,
     door: Arc<dyn Door>,
+    unacknowledged: Duration,
     connections: AtomicUsize,
     /// Never more entries than connections: one is removed with its last connection.
     per_address: Mutex<HashMap<IpAddr, usize>>,
@@ -313,6 +326,7 @@ enum Arrival {
 impl Gate {
     fn new(config: Arc<ListenerConfig>, door: Arc<dyn Door>) -> Self {
         Self {
+            unacknowledged: UNACKNOWLEDGED.max(door.slow_after() + AFTER_SLOW),
             config,
             door,
             connections: AtomicUsize::new(0),
@@ -609,6 +623,10 @@ pub(crate) mod tests {
             }
         }
 
+        fn slow_after(&self) -> Duration {
+            Duration::from_secs(40)
+        }
+
         fn refused(&self, reason: RefusedReason) {
             self.seen.send_modify(|seen| seen.refused.push(reason));
         }
@@ -892,7 +910,9 @@ pub(crate) mod tests {
         assert!(socket.recv_buffer_size().unwrap() <= 2 * RECEIVE_BUFFER);
         #[cfg(target_os = "linux")]
         {
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+            // The kernel never cuts a reader that is about to be told that it is slow.
+            let patience = server.record.slow_after() + AFTER_SLOW;
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(patience));
             assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
         }

@@ -4,7 +4,7 @@
 //! allowed. One with an `Origin` that is not allowed is answered with 403 before anything is done for it.
 
 use chinwag_core::{ErrorCode, Refusal};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use serde::Deserialize;
 
 use crate::http::{Answer, HttpPeer};
@@ -245,6 +245,8 @@ pub fn answer_preflight(answer: &mut Answer, methods: &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     fn origins(texts: &[&str]) -> Result<Origins, String> {

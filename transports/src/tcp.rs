@@ -78,7 +78,7 @@ async fn serve(accepted: Accepted, hub: Hub, scope: Arc<Scope>, first_byte: Dura
         session,
         unread: early.to_vec(),
         searched: 0,
-        has_closed: false,
+        input: Input::Open,
         overdue,
     };
     let reason = poll_fn(|cx| connection.poll(cx)).await;
@@ -95,9 +95,18 @@ struct Connection {
     unread: Vec<u8>,
     /// So many of them hold no line feed.
     searched: usize,
-    has_closed: bool,
+    input: Input,
     /// Until the first byte.
     overdue: Option<Pin<Box<Sleep>>>,
+}
+
+/// The client's side of the connection.
+enum Input {
+    Open,
+    /// Ended, and every whole line was handed over or waits.
+    Closed,
+    /// Ended, and what was asked is being finished.
+    Finished,
 }
 
 impl Connection {
@@ -119,12 +128,19 @@ impl Connection {
             if self.hand_over_unread() {
                 continue;
             }
-            if self.has_closed {
-                if self.session.is_settled() {
+            match self.input {
+                Input::Open => (),
+                Input::Closed => {
+                    // Whoever pipes a few commands in still sees what comes of them.
+                    self.session.finish();
+                    self.input = Input::Finished;
+                    continue;
+                }
+                Input::Finished if self.session.is_settled() => {
                     self.session.peer_closed(false);
                     continue;
                 }
-                return Poll::Pending;
+                Input::Finished => return Poll::Pending,
             }
             let (session, unread, searched) =
                 (&mut self.session, &mut self.unread, &mut self.searched);
@@ -142,7 +158,7 @@ impl Connection {
             });
             match read {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0)) => self.has_closed = true,
+                Poll::Ready(Ok(0)) => self.input = Input::Closed,
                 Poll::Ready(Ok(_)) => self.overdue = None,
                 Poll::Ready(Err(_)) => self.session.peer_closed(false),
             }

@@ -231,25 +231,22 @@ fn offers_subprotocol(headers: &HeaderMap) -> bool {
 }
 
 fn not_an_upgrade(error: &tungstenite::Error) -> Answer {
-    let is_other_version = matches!(
+    let message = format!("This path takes WebSocket upgrades: {error}.");
+    let refusal = Refusal::new(ErrorCode::BadRequest, message);
+    if !matches!(
         error,
         tungstenite::Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader)
-    );
-    let refusal = Refusal::new(
-        ErrorCode::BadRequest,
-        format!("This path takes WebSocket upgrades: {error}."),
-    );
-    if !is_other_version {
+    ) {
         return refused(&refusal);
     }
+    // RFC 6455, section 4.4: the version that is spoken here is told.
     let mut answer = refused_as(StatusCode::UPGRADE_REQUIRED, &refusal);
-    answer.headers_mut().insert(
+    let headers = answer.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(
         header::SEC_WEBSOCKET_VERSION,
         HeaderValue::from_static("13"),
     );
-    answer
-        .headers_mut()
-        .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     answer
 }
 

@@ -203,10 +203,13 @@ impl Document {
                 line_at(&self.name, &self.text, range.clone())
             }
             // A table that only the environment speaks of.
-            None => self.any_variable(value).map_or_else(
-                || self.place(),
-                |name| Place::Variable { name: name.into() },
-            ),
+            None => {
+                let around = KeyPath(path.0.iter().take(depth).cloned().collect());
+                match self.variables(&around).first() {
+                    Some(&name) => Place::Variable { name: name.into() },
+                    None => self.place(),
+                }
+            }
         }
     }
 
@@ -237,10 +240,24 @@ impl Document {
             })
     }
 
-    fn any_variable(&self, value: &Value) -> Option<&str> {
+    /// The variables that set the value at `path` or parts of it.
+    pub(crate) fn variables(&self, path: &KeyPath) -> Vec<&str> {
+        let mut found = Vec::new();
+        let (value, depth) = self.resolve(path);
+        if depth == path.0.len() {
+            self.collect_variables(value, &mut found);
+        }
+        found
+    }
+
+    fn collect_variables<'a>(&'a self, value: &Value, found: &mut Vec<&'a str>) {
         match value {
-            Value::Dict(_, dict) => dict.values().find_map(|inner| self.any_variable(inner)),
-            _ => self.variable(value.tag()),
+            Value::Dict(_, dict) => {
+                for inner in dict.values() {
+                    self.collect_variables(inner, found);
+                }
+            }
+            _ => found.extend(self.variable(value.tag())),
         }
     }
 }

@@ -127,7 +127,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// A configuration that nothing starts from: every mistake in it, in the order of the file, warnings among them.
+/// A configuration that nothing starts from: every mistake in it, in the order of the file. What would only be warned
+/// of is left out, since much of that goes away with the mistakes.
 ///
 /// Displays one block for each [`Problem`], with an empty line between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +137,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Every problem, in the order of the file.
+    /// Every mistake, in the order of the file.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
@@ -190,16 +191,17 @@ impl Problems {
     /// The warnings, if there are only warnings.
     ///
     /// # Errors
-    /// Everything, where one of the problems is an error.
+    /// Every error, where there is one.
     pub(crate) fn into_result(mut self) -> Result<Vec<Problem>, ConfigError> {
         self.found.sort_by(|a, b| a.place.cmp(&b.place));
         if self.errors == 0 {
-            Ok(self.found)
-        } else {
-            Err(ConfigError {
-                problems: self.found,
-            })
+            return Ok(self.found);
         }
+        self.found
+            .retain(|problem| problem.severity == Severity::Error);
+        Err(ConfigError {
+            problems: self.found,
+        })
     }
 }
 
@@ -253,16 +255,15 @@ mod tests {
             },
             "3",
         );
-        problems.warn(
-            Place::Line {
-                name: "f".into(),
-                line: 9,
-                column: 1,
-                text: String::new(),
-                width: 1,
-            },
-            "2",
-        );
+        let nine = Place::Line {
+            name: "f".into(),
+            line: 9,
+            column: 1,
+            text: String::new(),
+            width: 1,
+        };
+        problems.warn(nine.clone(), "left out beside errors");
+        problems.error(nine, "2");
         problems.error(Place::Document { name: "f".into() }, "1");
         let error = problems.into_result().unwrap_err();
         let messages: Vec<_> = error.problems().iter().map(Problem::message).collect();

@@ -4,7 +4,10 @@
 //! what is left is right or lacks a key that has no default. Text from the environment turns into the number, truth
 //! value or list that its place asks for; text in a file stays text.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    collections::HashSet,
+    fmt::{self, Write},
+};
 
 use figment::value::{Dict, Num, Value};
 use serde::{
@@ -18,7 +21,7 @@ use serde::{
 use super::{
     document::{Document, KeyPath, Part, Step},
     near::{hint, nearest},
-    problem::Problems,
+    problem::{Place, Problems},
 };
 
 /// One table of the document on its way into its type.
@@ -164,10 +167,17 @@ impl<'d> Table<'d> {
                 self.document.locate(&path, Part::Key),
                 format!("{path}: missing key `{key}`"),
             ),
-            kind => problems.error(
-                self.document.locate(&path, Part::Value),
-                format!("{path}: {kind}"),
-            ),
+            kind => {
+                let place = self.document.locate(&path, Part::Value);
+                let mut message = format!("{path}: {kind}");
+                // A table of which the file says one part and the environment another.
+                if matches!(place, Place::Line { .. })
+                    && let Some(variable) = self.document.variables(&path).first()
+                {
+                    let _ = write!(message, " ({variable} sets a part of it)");
+                }
+                problems.error(place, message);
+            }
         }
     }
 }

@@ -224,8 +224,9 @@ impl HttpListener {
         }
     }
 
-    /// Accepts until the server has drained: longer than its lifecycle does, since clients that poll connect anew to
-    /// fetch what is queued for them and their `bye`. Then connections finish the answer under way and close.
+    /// Accepts until [`Hub::drain`](chinwag_core::Hub::drain) is over, which is later than its beginning: clients that
+    /// poll connect anew to fetch what is queued for them and their `bye`. Then connections finish the answer under
+    /// way and close. Without that call it goes on until the lifecycle drops it.
     ///
     /// Each transport on the bind calls it; the first call does the work.
     pub async fn serve(&self) {
@@ -298,18 +299,15 @@ async fn serve_connection(shared: Arc<Shared>, accepted: Accepted) {
 
     let end = tokio::select! {
         end = drive(connection.as_mut(), &watch) => end,
-        () = stopped.cancelled() => {
-            watch.stop();
-            match watch.stage() {
-                // Nobody waits for an answer.
-                Stage::Idle | Stage::Head | Stage::Closing => return,
-                Stage::Handling | Stage::Responding => {
-                    connection.as_mut().graceful_shutdown();
-                    let last = drive(connection.as_mut(), &watch);
-                    tokio::time::timeout(LAST_WORDS, last).await.unwrap_or(None)
-                }
+        () = stopped.cancelled() => match watch.stage() {
+            // Nobody waits for an answer.
+            Stage::Idle | Stage::Head | Stage::Closing => return,
+            Stage::Handling | Stage::Responding => {
+                connection.as_mut().graceful_shutdown();
+                let last = drive(connection.as_mut(), &watch);
+                tokio::time::timeout(LAST_WORDS, last).await.unwrap_or(None)
             }
-        }
+        },
     };
     match end {
         Some(Ok(())) => (),

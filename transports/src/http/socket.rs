@@ -73,8 +73,6 @@ struct State {
     heard: bool,
     /// Whether a request was good: a stranger may not rest as long.
     proven: bool,
-    /// Whether the listener has stopped.
-    stopping: bool,
 }
 
 impl Watch {
@@ -92,7 +90,6 @@ impl Watch {
                 written: 0,
                 heard: false,
                 proven: false,
-                stopping: false,
             }),
         }
     }
@@ -163,15 +160,6 @@ impl Watch {
             state.stage = Stage::Closing;
             state.deadline = Some(clock::now() + self.write);
         }
-    }
-
-    /// The listener has stopped: no client's manners hold it up.
-    pub(super) fn stop(&self) {
-        self.state.lock().stopping = true;
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.state.lock().stopping
     }
 
     /// Counts a connection that was ended because its stage had lasted too long.
@@ -269,7 +257,7 @@ impl HttpSocket {
     /// back the last answer too.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0; 4096];
-        while self.lingered < LINGER_BYTES && !self.watch.is_stopping() {
+        while self.lingered < LINGER_BYTES {
             let mut buffer = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => self.lingered += buffer.filled().len(),
@@ -391,7 +379,66 @@ impl AsyncWrite for HttpSocket {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
+    use crate::{accept::tests::Record, config::tests::listener};
+
+    #[tokio::test(start_paused = true)]
+    async fn each_stage_has_its_own_deadline() {
+        let config = listener(&serde_json::json!({
+            "first_byte_timeout": "3s",
+            "header_timeout": "4s",
+            "write_timeout": "5s",
+        }));
+        let record = Record::new();
+        let watch = Watch::new(&config, record.clone());
+        let left = || {
+            watch
+                .deadline()
+                .map(|deadline| (deadline - clock::now()).as_secs())
+        };
+        assert_eq!((watch.stage(), left()), (Stage::Idle, Some(3)));
+
+        watch.received(1);
+        assert_eq!((watch.stage(), left()), (Stage::Head, Some(4)));
+        advance(Duration::from_secs(1)).await;
+        watch.received(1);
+        assert_eq!(left(), Some(3), "a head that drips is no longer in coming");
+        assert_eq!(record.seen().received, 2);
+
+        watch.handling();
+        assert_eq!((watch.stage(), left()), (Stage::Handling, None));
+        watch.received(1);
+        assert_eq!(watch.stage(), Stage::Handling, "of its body");
+
+        watch.responding(false);
+        assert_eq!((watch.stage(), left()), (Stage::Responding, Some(5)));
+        advance(Duration::from_secs(2)).await;
+        watch.wrote(STRETCH - 1);
+        assert_eq!(left(), Some(3), "a reader that drips gets no more time");
+        watch.wrote(1);
+        assert_eq!(left(), Some(5), "one that reads does");
+        watch.flushed();
+        assert_eq!((watch.stage(), left()), (Stage::Idle, Some(3)));
+        watch.flushed();
+        watch.count_late();
+        assert!(record.seen().refused.is_empty(), "it was heard");
+
+        watch.received(1);
+        watch.handling();
+        watch.flushed();
+        assert_eq!(watch.stage(), Stage::Handling, "nothing was to be written");
+        watch.responding(true);
+        watch.flushed();
+        assert_eq!((watch.stage(), left()), (Stage::Idle, Some(REST.as_secs())));
+
+        watch.closing();
+        assert_eq!((watch.stage(), left()), (Stage::Closing, Some(5)));
+        advance(Duration::from_secs(1)).await;
+        watch.closing();
+        assert_eq!(left(), Some(4));
+    }
 
     #[test]
     fn what_hyper_can_not_parse_is_answered_with_an_object() {

@@ -855,3 +855,36 @@ async fn two_tables_on_one_bind_can_not_have_the_same_paths() {
     assert!(matches!(error, BindError::Address { .. }), "{error}");
     hub.lifecycle().kill();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_poll_asks_for_is_cut_to_what_is_configured() {
+    let polling = json!({ "max_wait": "2s", "max_events": 1, "poll_pace": "0s" });
+    let server = Server::start(&polling, &json!({})).await;
+    let id = server.log_in("Alice").await;
+    let begun = chinwag_core::clock::now();
+    assert_eq!(types(&server.poll(&id, "?wait=3600").await), [""; 0]);
+    assert_eq!(begun.elapsed(), Duration::from_secs(2));
+    for room in ["one", "two"] {
+        let join = json!({ "type": "join", "room": room });
+        assert_eq!(server.command(&id, &join).await.status, 200);
+    }
+    assert_eq!(types(&server.poll(&id, "?wait=1&max=100").await), ["join"]);
+}
+
+#[tokio::test]
+async fn a_body_that_means_nothing_has_its_limit_too() {
+    let server = Server::start(&json!({}), &json!({})).await;
+    let id = server.log_in("Alice").await;
+    let bearer = format!("Bearer {id}");
+    let lines = [("Authorization", &*bearer)];
+    for (method, target) in [("GET", "/v1/events"), ("DELETE", "/v1/session")] {
+        let body = "x".repeat(8193);
+        let reply = server.ask(method, target, &lines, &body).await;
+        assert_eq!((reply.status, reply.code().as_str()), (413, "too_large"));
+    }
+    let mut client = server.connect().await;
+    for _ in 0..2 {
+        let reply = client.ask("GET", "/v1/events", &lines, "{}").await;
+        assert_eq!(reply.status, 200, "the next request is found behind it");
+    }
+}
