@@ -149,7 +149,7 @@ async fn a_line_transport_can_t_share_a_port() {
     let folder = tempfile::tempdir().unwrap();
     let started =
         chinwag::Server::start(chinwag::Plugins::builtin(), &document, folder.path()).await;
-    let error = started.err().expect("it is refused").to_string();
+    let error = started.expect_err("it is refused").to_string();
     assert!(
         error.contains("line") && error.contains("web") && error.contains("bind"),
         "{error}"

@@ -47,7 +47,7 @@ async fn alone_it_serves_this_machine() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_command_line_is_64_and_help_has_examples() {
     for args in [
-        &["serve", "--confg", "x"][..],
+        &["serve", "--conf", "x"][..],
         &["dance"],
         &["check"],
         &["passwd", "file"],

@@ -6,9 +6,12 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
-use chinwag_core::plugin::{
-    Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Validator,
-    ValidatorConfig,
+use chinwag_core::{
+    EmbeddedLog, Log,
+    plugin::{
+        Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Validator,
+        ValidatorConfig,
+    },
 };
 use chinwag_transports::{
     BindContext, BindError, ListenerConfig, Transport, TransportConfig, Wire,
@@ -30,6 +33,7 @@ pub struct Plugins {
     transports: BTreeMap<&'static str, TransportKind>,
     authenticators: BTreeMap<&'static str, ReadAuthenticator>,
     validators: BTreeMap<&'static str, ReadValidator>,
+    log: Option<Arc<dyn Log>>,
 }
 
 /// Reads a table into the configuration of a kind. `None` where it could not; the reasons are with the problems.
@@ -114,6 +118,19 @@ impl Plugins {
         let taken = self.validators.insert(C::KIND, read);
         assert!(taken.is_none(), "validator kind {:?} added twice", C::KIND);
         self
+    }
+
+    /// Has another log than the embedded one decide the order of events, whatever `[cluster]` says. Called again, the
+    /// last one stands.
+    #[must_use]
+    pub fn log(mut self, log: Arc<dyn Log>) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// The log of one's own, or the embedded one.
+    pub(crate) fn chosen_log(&self) -> Arc<dyn Log> {
+        self.log.clone().unwrap_or_else(|| Arc::new(EmbeddedLog))
     }
 
     pub(crate) fn transports(&self) -> &BTreeMap<&'static str, TransportKind> {

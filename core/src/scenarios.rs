@@ -683,7 +683,7 @@ async fn a_drain_hands_over_what_was_accepted_then_says_bye() {
 async fn an_empty_room_is_kept_for_its_linger() {
     let stage = Stage::new(|config| config.room.linger = Span::secs(60));
     let mut alice = stage.login("alice").await;
-    let mut visit = async |alice: &mut Client| {
+    let visit = async |alice: &mut Client| {
         let epoch = alice.ask(json!({"type": "join"})).await["epoch"].clone();
         alice.ask(json!({"type": "leave"})).await;
         epoch
@@ -883,7 +883,7 @@ async fn a_log_that_is_late_repeats_and_shuffles_changes_nothing_that_members_se
     });
     let mut members = Vec::new();
     for n in 0..8 {
-        let mut client = stage.login(&format!("m{n}")).await;
+        let client = stage.login(&format!("m{n}")).await;
         client.say(&json!({"type": "join"}));
         members.push(client);
     }

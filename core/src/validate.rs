@@ -15,7 +15,7 @@ pub(crate) fn builtin(name: &str) -> Option<Arc<dyn Validator>> {
     })
 }
 
-/// The names that [`builtin`] knows.
+/// The names of the validators that every server has.
 pub const BUILTIN_VALIDATORS: [&str; 4] = ["not_empty", "length", "control_chars", HTML_ESCAPE];
 
 /// The one whose presence a room's `init` tells.

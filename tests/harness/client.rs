@@ -24,7 +24,7 @@ use tokio::{
     },
     sync::mpsc,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -283,9 +283,11 @@ impl Client {
 
     /// The next event if there is one within `patience`.
     pub(crate) async fn try_event(&mut self, patience: Duration) -> Option<Value> {
-        if self.inbox.is_empty() {
-            let object = timeout(patience, self.objects.recv()).await.ok()??;
-            return self.judge(object);
+        let deadline = Instant::now() + patience;
+        while self.inbox.is_empty() {
+            let object = timeout_at(deadline, self.objects.recv()).await.ok()??;
+            let judged = self.judge(object);
+            self.inbox.extend(judged);
         }
         self.inbox.pop_front()
     }

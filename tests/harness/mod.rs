@@ -8,6 +8,7 @@ use serde_json::Value;
 
 mod client;
 mod http;
+mod late_log;
 mod program;
 mod roster;
 mod script;
@@ -57,6 +58,21 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Raises this process's own limit on open descriptors, where the system's default is too low for a crowd.
+pub(crate) async fn allow_descriptors(many: usize) {
+    let mut prlimit = tokio::process::Command::new("prlimit");
+    prlimit.args([
+        "--pid",
+        &std::process::id().to_string(),
+        &format!("--nofile={many}:"),
+    ]);
+    let status = prlimit.status().await.expect("prlimit is installed");
+    assert!(
+        status.success(),
+        "{many} descriptors are not allowed here: raise the hard limit"
+    );
 }
 
 /// The `code` of an `error` or a `bye`, else the whole object: for assertions that say what came.

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use tempfile::TempDir;
 
+use super::late_log::LateLog;
+
 /// Which of the three front ends a client speaks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Over {
@@ -191,6 +193,12 @@ impl Setup {
     /// Starts a server in this process.
     pub(crate) async fn start(&self) -> Server {
         Server::start(chinwag::Plugins::builtin(), &self.document(), self.folder()).await
+    }
+
+    /// Starts one whose log is late, repeats and shuffles.
+    pub(crate) async fn start_late(&self) -> Server {
+        let plugins = chinwag::Plugins::builtin().log(LateLog::start(7));
+        Server::start(plugins, &self.document(), self.folder()).await
     }
 }
 

@@ -148,18 +148,35 @@ impl StreamListener {
                 // The peer has gone already; whoever reads the socket finds out.
                 debug!(%error, peer = %from, "Socket options failed.");
             }
-            let gate = Arc::clone(&self.gate);
-            let stopped = stopped.clone();
             let on = Arc::clone(&on);
-            self.lifecycle.spawn(async move {
-                let introduced = tokio::select! {
-                    introduced = gate.introduce(socket, arrival, at) => introduced,
-                    () = stopped.cancelled() => None,
-                };
-                if let Some(accepted) = introduced {
-                    on(accepted).await;
+            match arrival {
+                Arrival::Direct { peer, permit } => {
+                    let accepted = Accepted {
+                        socket,
+                        early: Bytes::new(),
+                        peer,
+                        permit,
+                        at,
+                    };
+                    // Called in the task, so that a panic of its own stays there too.
+                    self.lifecycle.spawn(async move { on(accepted).await });
                 }
-            });
+                Arrival::Announced { peer, total } => {
+                    let (gate, stopped) = (Arc::clone(&self.gate), stopped.clone());
+                    // Boxed: it is over soon, and the room it took would be kept for as long as the connection lasts.
+                    let introduced = Box::pin(async move {
+                        tokio::select! {
+                            introduced = gate.introduce(socket, peer, total, at) => introduced,
+                            () = stopped.cancelled() => None,
+                        }
+                    });
+                    self.lifecycle.spawn(async move {
+                        if let Some(accepted) = introduced.await {
+                            on(accepted).await;
+                        }
+                    });
+                }
+            }
         }
     }
 
@@ -374,25 +391,14 @@ impl Gate {
         Some(Permit::new(total, place))
     }
 
-    /// Learns who the client is, where a proxy has to say so first.
+    /// Learns from the first bytes who the client is that came by way of `peer`.
     async fn introduce(
         self: &Arc<Self>,
         mut socket: TcpStream,
-        arrival: Arrival,
+        peer: IpAddr,
+        total: Total,
         at: Instant,
     ) -> Option<Accepted> {
-        let (peer, total) = match arrival {
-            Arrival::Direct { peer, permit } => {
-                return Some(Accepted {
-                    socket,
-                    early: Bytes::new(),
-                    peer,
-                    permit,
-                    at,
-                });
-            }
-            Arrival::Announced { peer, total } => (peer, total),
-        };
         let deadline = at + self.config.first_byte_timeout.0;
         let read = match proxy::read(&mut socket, self.config.trusts(peer), deadline).await {
             Ok(read) => read,

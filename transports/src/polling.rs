@@ -4,7 +4,7 @@
 //! session's own business, so a client that goes away while its poll waits loses nothing: its request is dropped, its
 //! queue is not.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::ready, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use chinwag_core::{
     plugin::BuildError,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, request::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use serde::Deserialize;
 
 use crate::{
@@ -190,7 +190,18 @@ struct Endpoint {
 
 #[async_trait]
 impl HttpRoute for Endpoint {
-    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
+    // Written out, since an async function would keep the request's head, which is most of what a poll that waits has,
+    // for as long as it waits.
+    fn handle<'life0, 'life1, 'async_trait>(
+        &'life0 self,
+        request: Request<Incoming>,
+        peer: &'life1 HttpPeer,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        Self: 'async_trait,
+    {
         let Polling {
             config, metrics, ..
         } = &*self.polling;
@@ -199,40 +210,55 @@ impl HttpRoute for Endpoint {
             Ok(origin) => origin.cloned(),
             Err(refusal) => {
                 metrics.refused(RefusedReason::Origin);
-                return web::refused(&refusal);
+                return Box::pin(ready(web::refused(&refusal)));
             }
         };
         let preflight = origin::is_preflight(&parts.method, &parts.headers);
-        let mut answer = self.answer(parts, body, peer).await;
-        if preflight {
-            origin::answer_preflight(&mut answer, self.resource.methods());
-        }
-        let cookies = config.session_id.contains(&IdPlace::Cookie);
-        config.origins.permit(&mut answer, origin.as_ref(), cookies);
-        answer
+        let begun = self.begin(&parts, body, peer);
+        Box::pin(async move {
+            let done = match begun {
+                Ok(work) => work.await,
+                Err(refused) => Err(refused),
+            };
+            let mut answer = done.unwrap_or_else(Refused::into_answer);
+            if preflight {
+                origin::answer_preflight(&mut answer, self.resource.methods());
+            }
+            let cookies = config.session_id.contains(&IdPlace::Cookie);
+            config.origins.permit(&mut answer, origin.as_ref(), cookies);
+            answer
+        })
     }
 }
 
+/// What is left to do for a request when its head was read.
+type Work<'a> = Pin<Box<dyn Future<Output = Result<Answer, Refused>> + Send + 'a>>;
+
 impl Endpoint {
-    async fn answer(&self, parts: Parts, body: Incoming, peer: &HttpPeer) -> Answer {
-        let polling = &self.polling;
-        let done = match (self.resource, &parts.method) {
-            (Resource::Session, &Method::POST) => polling.log_in(parts, body, peer).await,
-            (Resource::Session, &Method::DELETE) => polling.log_out(parts, body, peer).await,
-            (Resource::Commands, &Method::POST) => polling.command(parts, body, peer).await,
-            (Resource::Events, &Method::GET) => polling.events(parts, body, peer).await,
+    fn begin<'a>(
+        &'a self,
+        parts: &Parts,
+        body: Incoming,
+        peer: &'a HttpPeer,
+    ) -> Result<Work<'a>, Refused> {
+        let polling = &*self.polling;
+        match (self.resource, &parts.method) {
+            (Resource::Session, &Method::POST) => polling.log_in(parts, body, peer),
+            (Resource::Session, &Method::DELETE) => polling.log_out(parts, body, peer),
+            (Resource::Commands, &Method::POST) => polling.command(parts, body, peer),
+            (Resource::Events, &Method::GET) => polling.events(parts, body, peer),
             (resource, &Method::OPTIONS) => {
                 let mut answer = web::empty();
                 let allow = HeaderValue::from_static(resource.methods());
                 answer.headers_mut().insert(header::ALLOW, allow);
-                Ok(answer)
+                Ok(Box::pin(ready(Ok(answer))))
             }
             (resource, _) => {
                 polling.metrics.refused(RefusedReason::NotFound);
-                Ok(web::method_not_allowed(resource.methods()))
+                let answer = web::method_not_allowed(resource.methods());
+                Ok(Box::pin(ready(Ok(answer))))
             }
-        };
-        done.unwrap_or_else(Refused::into_answer)
+        }
     }
 }
 
@@ -270,99 +296,106 @@ impl Refused {
 
 impl Polling {
     /// `POST /v1/session`.
-    async fn log_in(
-        &self,
-        parts: Parts,
+    fn log_in<'a>(
+        &'a self,
+        parts: &Parts,
         body: Incoming,
-        peer: &HttpPeer,
-    ) -> Result<Answer, Refused> {
+        peer: &'a HttpPeer,
+    ) -> Result<Work<'a>, Refused> {
         self.counted(peer.admit().map_err(Refused::from))?;
         let credentials = self.counted(web::credentials(&parts.headers).map_err(Refused::from))?;
-        let body = self
-            .read(body, LOGIN_BYTES.min(self.hub.limits().frame_bytes.0))
-            .await?;
-        self.counted(is_json(&parts.headers, &body))?;
-        let opened = self
-            .hub
-            .open(&self.scope, peer.peer, &body, credentials)
-            .await?;
-        let cookie = self.wants_cookie(opened.cookie);
-        let status = if opened.resumed {
-            StatusCode::OK
-        } else {
-            StatusCode::CREATED
-        };
-        let mut answer = web::json(status, opened.reply(!cookie));
-        if cookie {
-            let value = CookieForm::of(peer).set(opened.session_id());
-            answer.headers_mut().insert(header::SET_COOKIE, value);
-        }
-        Ok(answer)
+        let media = Media::of(&parts.headers);
+        let limit = LOGIN_BYTES.min(self.hub.limits().frame_bytes.0);
+        Ok(Box::pin(async move {
+            let body = self.read(body, limit).await?;
+            self.counted(media.suits(&body))?;
+            let opened = self
+                .hub
+                .open(&self.scope, peer.peer, &body, credentials)
+                .await?;
+            let cookie = self.wants_cookie(opened.cookie);
+            let status = if opened.resumed {
+                StatusCode::OK
+            } else {
+                StatusCode::CREATED
+            };
+            let mut answer = web::json(status, opened.reply(!cookie));
+            if cookie {
+                let value = CookieForm::of(peer).set(opened.session_id());
+                answer.headers_mut().insert(header::SET_COOKIE, value);
+            }
+            Ok(answer)
+        }))
     }
 
     /// `DELETE /v1/session`.
-    async fn log_out(
-        &self,
-        parts: Parts,
+    fn log_out<'a>(
+        &'a self,
+        parts: &Parts,
         body: Incoming,
-        peer: &HttpPeer,
-    ) -> Result<Answer, Refused> {
-        let (session, place) = self.find(&parts, peer)?;
-        self.skip(body).await?;
-        let mut answer = answer_with(session.logout().await);
-        if place == IdPlace::Cookie {
-            let value = CookieForm::of(peer).clear();
-            answer.headers_mut().insert(header::SET_COOKIE, value);
-        }
-        Ok(answer)
+        peer: &'a HttpPeer,
+    ) -> Result<Work<'a>, Refused> {
+        let (session, place) = self.find(parts, peer)?;
+        Ok(Box::pin(async move {
+            self.skip(body).await?;
+            let mut answer = answer_with(session.logout().await);
+            if place == IdPlace::Cookie {
+                let value = CookieForm::of(peer).clear();
+                answer.headers_mut().insert(header::SET_COOKIE, value);
+            }
+            Ok(answer)
+        }))
     }
 
     /// `POST /v1/commands`.
-    async fn command(
-        &self,
-        parts: Parts,
+    fn command<'a>(
+        &'a self,
+        parts: &Parts,
         body: Incoming,
-        peer: &HttpPeer,
-    ) -> Result<Answer, Refused> {
-        let (session, _) = self.find(&parts, peer)?;
-        let limit = self.hub.limits().frame_bytes.0;
-        let body = match web::read_body(body, limit, self.body_timeout).await {
-            Ok(body) => body,
-            Err(BodyError::TooLarge) => {
-                let message = format!("A command has at most {limit} bytes.");
-                let refusal = Refusal::new(ErrorCode::TooLarge, message);
-                return Err(session.violated(refusal).into());
-            }
-            Err(BodyError::Late) => return Err(self.late()),
-            Err(BodyError::Broken) => return Err(self.broken()),
-        };
-        is_json(&parts.headers, &body).map_err(|refused| refused.by(&session))?;
-        drop(parts);
-        Ok(answer_with(session.command(&body).await))
+        peer: &'a HttpPeer,
+    ) -> Result<Work<'a>, Refused> {
+        let (session, _) = self.find(parts, peer)?;
+        let media = Media::of(&parts.headers);
+        let limit = session.frame_bytes();
+        Ok(Box::pin(async move {
+            let body = match web::read_body(body, limit, self.body_timeout).await {
+                Ok(body) => body,
+                Err(BodyError::TooLarge) => {
+                    let message = format!("A command has at most {limit} bytes.");
+                    let refusal = Refusal::new(ErrorCode::TooLarge, message);
+                    return Err(session.violated(refusal).into());
+                }
+                Err(BodyError::Late) => return Err(self.late()),
+                Err(BodyError::Broken) => return Err(self.broken()),
+            };
+            media.suits(&body).map_err(|refused| refused.by(&session))?;
+            Ok(answer_with(session.command(&body).await))
+        }))
     }
 
     /// `GET /v1/events`.
-    async fn events(
-        &self,
-        parts: Parts,
+    fn events<'a>(
+        &'a self,
+        parts: &Parts,
         body: Incoming,
         peer: &HttpPeer,
-    ) -> Result<Answer, Refused> {
-        let (session, _) = self.find(&parts, peer)?;
-        self.skip(body).await?;
+    ) -> Result<Work<'a>, Refused> {
+        let (session, _) = self.find(parts, peer)?;
         let query = Query::read(parts.uri.query().unwrap_or_default())
             .map_err(|refusal| Refused::from(refusal).by(&session))?;
-        // A poll may wait for long: the head that it came with is not kept meanwhile.
-        drop(parts);
         let wait = Duration::from_secs(query.wait).min(self.config.max_wait.0);
         let most = query.max.map_or(self.config.max_events, |max| {
             usize::try_from(max).unwrap_or(usize::MAX)
         });
         let most = most.min(self.config.max_events);
-        let body: Bytes = session
-            .poll(query.ack, wait, most, self.config.poll_pace.0)
-            .await?;
-        Ok(web::json(StatusCode::OK, body))
+        let pace = self.config.poll_pace.0;
+        Ok(Box::pin(async move {
+            if !body.is_end_stream() {
+                Box::pin(self.skip(body)).await?;
+            }
+            let body = session.poll(query.ack, wait, most, pace).await?;
+            Ok(web::json(StatusCode::OK, body))
+        }))
     }
 
     /// The session whose id the request carries, and where.
@@ -439,20 +472,39 @@ fn answer_with(reply: Reply) -> Answer {
     }
 }
 
-/// Whether `body` is said to be JSON. An empty one need not say what it is not.
-fn is_json(headers: &HeaderMap, body: &[u8]) -> Result<(), Refused> {
-    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let json = match (types.next(), types.next()) {
-        (None, _) => body.is_empty(),
-        (Some(value), None) => value.to_str().is_ok_and(|value| {
-            let essence = value.split(';').next().unwrap_or_default();
-            essence.trim().eq_ignore_ascii_case("application/json")
-        }),
-        (Some(_), Some(_)) => false,
-    };
-    if json {
-        Ok(())
-    } else {
+/// What a request says that its body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Media {
+    Json,
+    Other,
+    Unsaid,
+}
+
+impl Media {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+        let (first, None) = (types.next(), types.next()) else {
+            return Self::Other;
+        };
+        let Some(value) = first else {
+            return Self::Unsaid;
+        };
+        let essence = value
+            .to_str()
+            .ok()
+            .and_then(|value| value.split(';').next());
+        if essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json")) {
+            Self::Json
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Bodies are JSON, and say so; an empty one need not say what it is not.
+    fn suits(self, body: &[u8]) -> Result<(), Refused> {
+        if self == Self::Json || (self == Self::Unsaid && body.is_empty()) {
+            return Ok(());
+        }
         Err(Refused {
             status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
             refusal: bad_request("The body's Content-Type has to be application/json."),

@@ -29,6 +29,7 @@ thread_local! {
 pub(crate) struct Socket(OnceLock<TcpStream>);
 
 impl Socket {
+    #[cfg(feature = "tcp")]
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self(stream.into())
     }

@@ -23,7 +23,7 @@ use std::{
 };
 
 use chinwag_core::{
-    ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, RoomPattern,
+    ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, Log, RoomPattern,
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
     plugin::{Authenticator, AuthenticatorContext, BuildError, Validator},
 };
@@ -86,6 +86,8 @@ pub(crate) struct Draft {
     metrics: Option<MetricsConfig>,
     log: LogConfig,
     cluster: ClusterConfig,
+    /// Who decides the order of events.
+    order: Arc<dyn Log>,
 }
 
 /// A path as messages show it.
@@ -231,6 +233,7 @@ impl Draft {
             limits,
             room,
             rooms,
+            order: plugins.chosen_log(),
             transports,
             authenticators,
             validators,
@@ -272,7 +275,7 @@ impl Draft {
                 .map(|room| (room.name, room.pattern, room.config))
                 .collect(),
             validators,
-            // [cluster] has no other log yet.
+            log: self.order,
             ..HubConfig::default()
         };
         let faults = Hub::check(&hub);

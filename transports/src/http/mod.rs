@@ -14,15 +14,14 @@ mod host;
 mod socket;
 
 use std::{
-    any::Any,
     collections::{HashMap, hash_map::Entry},
     convert::Infallible,
     fmt, io,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -48,14 +47,10 @@ use crate::{
     Accepted, BindError, ClientAddress, ListenerConfig, Permit, StreamListener, accept::Door,
     address, origin::Scheme,
 };
-use socket::{HttpSocket, Stage, Watch, drive};
+use socket::{End, HttpSocket, Watch, drive};
 
 /// The most bytes of a request's head, and of what is read ahead of a slow route.
 const HEAD: usize = 16 << 10;
-/// How long requests under way may take once the server has drained. What they could still do is answered by then;
-/// half a request never holds a shutdown.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// What answers the requests to one path.
 ///
 /// A connection's requests run one after another. When the client goes away, the call is dropped at its next await.
@@ -274,47 +269,35 @@ impl HttpListener {
 }
 
 /// One connection, from its first byte to its last, or until it is upgraded.
-async fn serve_connection(shared: Arc<Shared>, accepted: Accepted) {
+fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Output = ()> + Send {
     let watch = Arc::new(Watch::new(&shared.config, Arc::clone(&shared.door)));
     let socket = HttpSocket::new(accepted.socket, accepted.early, Arc::clone(&watch));
     let stopped = shared.stopped.clone();
+    let peer = accepted.peer;
     let client = Arc::new(Client {
         shared,
         watch: Arc::clone(&watch),
-        peer: accepted.peer,
+        peer,
         permit: accepted.permit,
     });
-    let service = service_fn(move |request| {
-        let client = Arc::clone(&client);
-        client.watch.handling();
-        async move { Ok::<_, Infallible>(client.answer(request).await) }
-    });
+    let service = service_fn(move |request| Answering::to(&client, request));
     let connection = http1::Builder::new()
         .max_buf_size(HEAD)
         // The watch has a limit for each stage in its place.
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
-    let mut connection = pin!(connection);
-
-    let end = tokio::select! {
-        end = drive(connection.as_mut(), &watch) => end,
-        () = stopped.cancelled() => match watch.stage() {
-            // Nobody waits for an answer.
-            Stage::Idle | Stage::Head | Stage::Closing => return,
-            Stage::Handling | Stage::Responding => {
-                connection.as_mut().graceful_shutdown();
-                let last = drive(connection.as_mut(), &watch);
-                tokio::time::timeout(LAST_WORDS, last).await.unwrap_or(None)
+    // Boxed, since a future that is moved into another takes its room twice for as long as it lives.
+    let mut connection = Box::pin(connection);
+    async move {
+        let peer = peer.address;
+        match drive(connection.as_mut(), &watch, &stopped).await {
+            End::Over(Ok(())) | End::Stopped => (),
+            End::Over(Err(error)) => debug!(%error, %peer, "HTTP connection ended."),
+            End::Late => {
+                watch.count_late();
+                debug!(stage = ?watch.stage(), %peer, "HTTP connection timed out.");
             }
-        },
-    };
-    match end {
-        Some(Ok(())) => (),
-        Some(Err(error)) => debug!(%error, peer = %accepted.peer.address, "HTTP connection ended."),
-        None => {
-            watch.count_late();
-            debug!(stage = ?watch.stage(), peer = %accepted.peer.address, "HTTP connection timed out.");
         }
     }
 }
@@ -328,47 +311,81 @@ struct Client {
 }
 
 impl Client {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
-        // Every browser may ask with OPTIONS, which proves nothing.
-        let asks = request.method() != Method::OPTIONS;
-        let mut answer = self.route(request).await;
-        answer
-            .headers_mut()
-            .entry(header::CACHE_CONTROL)
-            .or_insert(HeaderValue::from_static("no-store"));
-        self.watch.responding(asks && answer.status().is_success());
-        answer
-    }
-
-    async fn route(&self, request: Request<Incoming>) -> Answer {
+    /// The route of a request, and who asks; or the answer to a request that no route is asked about.
+    #[expect(clippy::result_large_err, reason = "the answer is sent as it is")]
+    fn route(&self, request: &Request<Incoming>) -> Result<(Arc<dyn HttpRoute>, HttpPeer), Answer> {
         let refuse = |reason| self.shared.door.refused(reason);
         if has_doubtful_body(request.headers()) {
             refuse(RefusedReason::BadRequest);
             let refusal = bad_request("Transfer-Encoding is chunked, once, or not there.");
-            return answer::closing(refused(&refusal));
+            return Err(answer::closing(refused(&refusal)));
         }
         if let Err(answer) = self.shared.hosts.check(request.uri(), request.headers()) {
             refuse(RefusedReason::Host);
-            return answer;
+            return Err(answer);
         }
         let route = self.shared.routes.read().get(request.uri().path()).cloned();
         let Some(route) = route else {
             refuse(RefusedReason::NotFound);
             let refusal = bad_request("There is nothing at this path.");
-            return refused_as(StatusCode::NOT_FOUND, &refusal);
+            return Err(refused_as(StatusCode::NOT_FOUND, &refusal));
         };
         let peer = HttpPeer::of(self.peer, &self.permit, request.headers());
-        match CatchPanic(route.handle(request, &peer)).await {
-            Ok(answer) => answer,
-            Err(_panic) => {
-                // The panic hook has told what and where.
-                error!("A route panicked; its request is answered with internal.");
-                refused(&Refusal::new(
-                    ErrorCode::Internal,
-                    "A fault of the server; it has been logged.",
-                ))
-            }
+        Ok((route, peer))
+    }
+}
+
+/// The answer to one request, to be. hyper keeps room for it as long as the connection lasts, so what it waits for is
+/// boxed.
+struct Answering {
+    client: Arc<Client>,
+    /// Browsers may ask anybody with OPTIONS: that proves nothing.
+    asks: bool,
+    work: Result<Pin<Box<dyn Future<Output = Answer> + Send>>, Option<Answer>>,
+}
+
+impl Answering {
+    fn to(client: &Arc<Client>, request: Request<Incoming>) -> Self {
+        client.watch.handling();
+        Self {
+            client: Arc::clone(client),
+            asks: request.method() != Method::OPTIONS,
+            work: match client.route(&request) {
+                Ok((route, peer)) => {
+                    Ok(Box::pin(async move { route.handle(request, &peer).await }))
+                }
+                Err(answer) => Err(Some(answer)),
+            },
         }
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut answer = match &mut self.work {
+            Err(answer) => answer.take().expect("not polled again after its answer"),
+            // What a panic may have left half done is dropped with the work.
+            Ok(work) => match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+                Ok(answer) => ready!(answer),
+                Err(_panic) => {
+                    // The panic hook has told what and where.
+                    error!("A route panicked; its request is answered with internal.");
+                    refused(&Refusal::new(
+                        ErrorCode::Internal,
+                        "A fault of the server; it has been logged.",
+                    ))
+                }
+            },
+        };
+        answer
+            .headers_mut()
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        let good = self.asks && answer.status().is_success();
+        self.client.watch.responding(good);
+        Poll::Ready(Ok(answer))
     }
 }
 
@@ -383,22 +400,7 @@ fn has_doubtful_body(headers: &HeaderMap) -> bool {
     }
 }
 
-/// A future whose panic is its output.
-struct CatchPanic<F>(F);
-
-impl<F: Future + Unpin> Future for CatchPanic<F> {
-    type Output = Result<F::Output, Box<dyn Any + Send>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // What a panic may have left half done is dropped with the future.
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
-            Ok(poll) => poll.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
-    }
-}
-
-// What is kept per bind, so that transports find the listener that is there.
+/// What is kept per bind, so that transports find the listener that is there.
 #[derive(Default)]
 pub(crate) struct Binds(Mutex<HashMap<SocketAddr, HttpListener>>);
 

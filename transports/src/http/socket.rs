@@ -9,6 +9,8 @@
 //! place.
 
 use std::{
+    convert::Infallible,
+    future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
     sync::Arc,
@@ -22,11 +24,15 @@ use chinwag_core::{
     clock::{self, Instant},
 };
 use http::StatusCode;
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1::UpgradeableConnection, service::HttpService};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::answer;
 use crate::{ListenerConfig, accept::Door};
@@ -34,6 +40,9 @@ use crate::{ListenerConfig, accept::Door};
 /// How long a connection that has brought a good request may rest before the next one. Proxies keep connections open
 /// for a minute and are surprised by a server that closes first.
 const REST: Duration = Duration::from_secs(75);
+/// How long requests under way may take once the server has drained. What they could still do is answered by then;
+/// half a request never holds a shutdown.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Each so many bytes of an answer have the time that the listener grants for writing: a slow reader gets its answer,
 /// one that takes a byte now and then does not hold it for ever.
 const STRETCH: usize = 16 << 10;
@@ -67,6 +76,8 @@ pub(super) struct Watch {
 struct State {
     stage: Stage,
     deadline: Option<Instant>,
+    /// When it is over whatever the stage.
+    end: Option<Instant>,
     /// Bytes of the answer that were written since its deadline was set.
     written: usize,
     /// Whether any byte came.
@@ -87,6 +98,7 @@ impl Watch {
             state: Mutex::new(State {
                 stage: Stage::Idle,
                 deadline: Some(clock::now() + first_byte),
+                end: None,
                 written: 0,
                 heard: false,
                 proven: false,
@@ -98,8 +110,23 @@ impl Watch {
         self.state.lock().stage
     }
 
+    /// The end of the stage, or of everything once the listener has stopped.
     fn deadline(&self) -> Option<Instant> {
-        self.state.lock().deadline
+        let state = self.state.lock();
+        match (state.deadline, state.end) {
+            (Some(deadline), Some(end)) => Some(deadline.min(end)),
+            (deadline, end) => deadline.or(end),
+        }
+    }
+
+    /// Whether a client waits for an answer.
+    fn is_answering(&self) -> bool {
+        matches!(self.stage(), Stage::Handling | Stage::Responding)
+    }
+
+    /// The listener has stopped.
+    fn stop(&self) {
+        self.state.lock().end = Some(clock::now() + LAST_WORDS);
     }
 
     fn received(&self, bytes: usize) {
@@ -177,16 +204,42 @@ impl Watch {
     }
 }
 
-/// Runs `connection` until it ends (`Some`) or a stage has lasted too long (`None`). Cancel safe.
-pub(super) async fn drive<C: Future>(
-    mut connection: Pin<&mut C>,
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// By itself, or by its client.
+    Over(hyper::Result<()>),
+    /// A stage has lasted too long.
+    Late,
+    /// The listener has stopped, and nobody waits for an answer.
+    Stopped,
+}
+
+/// Runs `connection` until it ends, or a stage has lasted too long, or `stopped`: then a request under way is answered
+/// within [`LAST_WORDS`].
+pub(super) async fn drive<S>(
+    mut connection: Pin<&mut UpgradeableConnection<TokioIo<HttpSocket>, S>>,
     watch: &Watch,
-) -> Option<C::Output> {
+    stopped: &CancellationToken,
+) -> End
+where
+    S: HttpService<Incoming, Error = Infallible, ResBody = Full<Bytes>>,
+{
+    let mut stop = pin!(stopped.cancelled());
+    let mut has_stopped = false;
     let mut alarm = pin!(tokio::time::sleep_until(clock::now() + REST));
     let mut armed = None;
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
+        if !has_stopped && stop.as_mut().poll(cx).is_ready() {
+            has_stopped = true;
+            if !watch.is_answering() {
+                return Poll::Ready(End::Stopped);
+            }
+            watch.stop();
+            connection.as_mut().graceful_shutdown();
+        }
         if let Poll::Ready(end) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Some(end));
+            return Poll::Ready(End::Over(end));
         }
         let Some(deadline) = watch.deadline() else {
             // The alarm may still ring for a stage that is over; that costs one idle poll.
@@ -196,7 +249,7 @@ pub(super) async fn drive<C: Future>(
             alarm.as_mut().reset(deadline);
             armed = Some(deadline);
         }
-        alarm.as_mut().poll(cx).map(|()| None)
+        alarm.as_mut().poll(cx).map(|()| End::Late)
     })
     .await
 }

@@ -597,7 +597,7 @@ async fn half_a_request_never_holds_a_shutdown() {
     server.lifecycle.drain();
     let began = chinwag_core::clock::now();
     assert_eq!(server.lifecycle.shut_down(Duration::from_secs(10)).await, 0);
-    assert_eq!(began.elapsed(), LAST_WORDS);
+    assert_eq!(began.elapsed(), socket::LAST_WORDS);
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ fn a_body_says_that_it_is_json() {
         (&["application/json", "application/json"], "{}", false),
     ] {
         let lines: Vec<_> = types.iter().map(|&value| ("content-type", value)).collect();
-        let refused = is_json(&headers(&lines), body.as_bytes());
+        let refused = Media::of(&headers(&lines)).suits(body.as_bytes());
         assert_eq!(refused.is_ok(), fine, "{types:?} {body:?}");
         if let Err(refused) = refused {
             assert_eq!(refused.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
