@@ -646,8 +646,6 @@ struct Kept {
     /// The receiving ends of slots just reserved, for whoever runs the command.
     reserved: VecDeque<oneshot::Receiver<Answer>>,
     closed: bool,
-    /// The `bye` has been given.
-    finished: bool,
     /// When the last answer with events was given.
     last_full: Option<Instant>,
 }
@@ -778,7 +776,6 @@ impl PullOutlet {
         if !events.is_empty() {
             kept.last_full = Some(clock::now());
         }
-        kept.finished |= kept.closed && events.len() == kept.events.len();
         Page {
             events,
             first,
@@ -786,10 +783,9 @@ impl PullOutlet {
         }
     }
 
-    /// An answer without events.
+    /// An answer without events: what is kept, if anything, is still to be given.
     pub(crate) fn nothing(&self) -> Page {
-        let kept = self.inner.lock();
-        let next = kept.first + kept.events.len() as u64;
+        let next = self.inner.lock().first;
         Page {
             events: Vec::new(),
             first: next,
@@ -824,8 +820,16 @@ impl PullOutlet {
         self.inner.lock().closed
     }
 
+    /// Whether the `bye` was given, perhaps in an answer that got lost.
+    pub(crate) fn is_told(&self) -> bool {
+        let kept = self.inner.lock();
+        kept.closed && kept.given == kept.first + kept.events.len() as u64
+    }
+
+    /// Whether everything up to the `bye` was acknowledged.
     pub(crate) fn is_finished(&self) -> bool {
-        self.inner.lock().finished
+        let kept = self.inner.lock();
+        kept.closed && kept.events.is_empty()
     }
 
     pub(crate) fn last_full(&self) -> Option<Instant> {

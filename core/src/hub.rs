@@ -143,8 +143,8 @@ pub(crate) struct Inner {
     /// Clients that a drain sends away, over whom their return is spread.
     sent_away: AtomicU64,
     drained: CancellationToken,
-    /// A polling session that has ended has fetched its last events.
-    pub(crate) rest_fetched: Notify,
+    /// A polling session that has ended was given its last events.
+    pub(crate) rest_given: Notify,
 }
 
 impl Hub {
@@ -369,7 +369,7 @@ impl Hub {
             draining: AtomicBool::new(false),
             sent_away: AtomicU64::new(0),
             drained,
-            rest_fetched: Notify::new(),
+            rest_given: Notify::new(),
             config,
             telemetry,
             lifecycle,
@@ -484,8 +484,8 @@ impl Hub {
     /// finish on their own tasks, for which [`Lifecycle::shut_down`] waits.
     pub async fn drain(&self, grace: Duration) {
         let hub = &self.0;
-        hub.lifecycle.drain();
         hub.draining.store(true, Ordering::SeqCst);
+        hub.lifecycle.drain();
         let deadline = clock::now() + grace;
         hub.rooms.stop();
         for lane in &hub.lanes {
@@ -506,10 +506,10 @@ impl Hub {
         }
         let fetched = async {
             loop {
-                let more = hub.rest_fetched.notified();
+                let more = hub.rest_given.notified();
                 tokio::pin!(more);
                 more.as_mut().enable();
-                if hub.registry.unfetched() == 0 {
+                if !hub.registry.is_any_untold() {
                     return;
                 }
                 more.await;

@@ -22,6 +22,8 @@ impl Lifecycle {
     /// Runs `task` until it ends or the server is killed.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let kill = self.kill.clone();
+        // Boxed, since the futures around it would each hold it once more.
+        let task = Box::pin(task);
         self.tasks.spawn(async move {
             kill.run_until_cancelled(task).await;
         });

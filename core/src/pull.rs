@@ -238,11 +238,6 @@ impl PullSession {
     ) -> Result<Bytes, Refusal> {
         self.session.touch();
         let pull = self.outlet();
-        if pull.is_finished() {
-            return Err(self
-                .expired()
-                .unwrap_or_else(|| expired(CloseReason::Logout, None)));
-        }
         if wait.is_zero() {
             self.session
                 .take_poll()
@@ -255,6 +250,13 @@ impl PullSession {
                 "ack is beyond {given}, the last next that was given."
             )))
         })?;
+        // An answer with the `bye` that got lost is asked for again by its `ack`; without one the end was seen.
+        if pull.is_finished() || (ack.is_none() && pull.is_told()) {
+            self.session.rest_acknowledged();
+            return Err(self
+                .expired()
+                .unwrap_or_else(|| expired(CloseReason::Logout, None)));
+        }
         if wait.is_zero() {
             return Ok(self.give(max));
         }
@@ -289,8 +291,8 @@ impl PullSession {
     fn give(&self, max: usize) -> Bytes {
         let pull = self.outlet();
         let page = pull.give(max);
-        if pull.is_finished() {
-            self.session.rest_fetched();
+        if pull.is_told() {
+            self.session.scope.hub.rest_given.notify_waiters();
         }
         body(&page, false)
     }

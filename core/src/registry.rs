@@ -214,7 +214,7 @@ impl Registry {
     }
 
     /// Lets go of what a polling session had left to fetch.
-    pub(crate) fn rest_fetched(&self, id: SessionId) {
+    pub(crate) fn rest_acknowledged(&self, id: SessionId) {
         let rest = self
             .inner
             .lock()
@@ -264,14 +264,11 @@ impl Registry {
         self.inner.lock().sessions.len()
     }
 
-    /// Polling sessions that have ended and not fetched their last events.
-    pub(crate) fn unfetched(&self) -> usize {
-        self.inner
-            .lock()
-            .ended
-            .values()
-            .filter(|ended| ended.rest.is_some())
-            .count()
+    /// Whether some polling session that has ended was not given its last events yet.
+    pub(crate) fn is_any_untold(&self) -> bool {
+        let inner = self.inner.lock();
+        let mut rests = inner.ended.values().filter_map(|ended| ended.rest.as_ref());
+        rests.any(|session| !session.is_told())
     }
 }
 

@@ -839,6 +839,8 @@ impl Session {
             )
         };
         drop(watching);
+        // The name is free before anybody hears of the end: the client itself may come back at once.
+        drop(reservation);
         let told = is_told.then_some(&bye);
         let code = close_code.unwrap_or_else(|| reason.websocket_code());
         self.outlet.close(
@@ -847,8 +849,6 @@ impl Session {
             reason.code(),
             reason == CloseReason::SlowConsumer,
         );
-        // The name is free before anybody hears of the leave, and may come back at once.
-        drop(reservation);
         if let (Some(name), Some(leave)) = (name, reason.leave_reason()) {
             // Children first, in the reverse of the order in which they came.
             for membership in memberships.into_iter().rev() {
@@ -884,12 +884,19 @@ impl Session {
         bye
     }
 
-    /// A polling session has fetched its last events.
-    pub(crate) fn rest_fetched(&self) {
+    /// A polling session that has ended has acknowledged its last events: they need not be kept.
+    pub(crate) fn rest_acknowledged(&self) {
         let id = self.state.lock().id;
         if let Some(id) = id {
-            self.scope.hub.registry.rest_fetched(id);
-            self.scope.hub.rest_fetched.notify_waiters();
+            self.scope.hub.registry.rest_acknowledged(id);
+        }
+    }
+
+    /// Whether a polling session that has ended was given its last events.
+    pub(crate) fn is_told(&self) -> bool {
+        match &self.outlet {
+            Outlet::Push(_) => true,
+            Outlet::Pull(pull) => pull.is_told(),
         }
     }
 }
