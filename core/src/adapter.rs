@@ -177,8 +177,6 @@ pub(crate) trait CallbackAdapter {
     fn complete(&self, slot: Slot, reply: Answer) -> Delivery;
     /// The events of `batch` from the `skip`-th on.
     fn deliver(&self, batch: &mut Batch, skip: usize) -> Delivery;
-    /// An object outside rooms and replies: an unasked `left`, say.
-    fn say(&self, frame: &Frame) -> Delivery;
     /// Takes the next slot, for a command that is answered later.
     fn reserve(&self) -> Slot;
 }
@@ -205,13 +203,6 @@ impl CallbackAdapter for Outlet {
         match self {
             Self::Push(push) => push.deliver(batch, skip),
             Self::Pull(pull) => pull.deliver(batch, skip),
-        }
-    }
-
-    fn say(&self, frame: &Frame) -> Delivery {
-        match self {
-            Self::Push(push) => push.say(frame),
-            Self::Pull(pull) => pull.say(frame),
         }
     }
 
@@ -302,6 +293,17 @@ enum State {
     Dead,
 }
 
+/// What a push outlet has under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Replies owed.
+    pub(crate) owed: usize,
+    /// Those of them that have no answer yet.
+    pub(crate) unanswered: usize,
+    /// The socket is full.
+    pub(crate) is_blocked: bool,
+}
+
 /// How far a push outlet is, for the connection's task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
@@ -354,10 +356,14 @@ impl PushOutlet {
         delivery
     }
 
-    /// How many replies are owed, and how many of them have no answer yet.
-    pub(crate) fn owed(&self) -> (usize, usize) {
+    /// How much is under way.
+    pub(crate) fn load(&self) -> Load {
         let out = self.out.lock();
-        (out.slots.len(), out.unanswered)
+        Load {
+            owed: out.slots.len(),
+            unanswered: out.unanswered,
+            is_blocked: out.blocked.is_some(),
+        }
     }
 
     /// Gathers replies from now on, until [`PushOutlet::uncork`].
@@ -411,7 +417,10 @@ impl PushOutlet {
             Ok(written) if written == bytes.len() => Delivery::Taken(written),
             Ok(written) => {
                 out.torn = true;
-                self.park(out, bytes.slice(written..))
+                match self.park(out, bytes.slice(written..)) {
+                    Delivery::Taken(rest) => Delivery::Taken(written + rest),
+                    other => other,
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.park(out, bytes.clone())
@@ -430,22 +439,13 @@ impl PushOutlet {
             out.blocked = Some(clock::now());
             out.wake = true;
         }
-        self.report(out.cost, out.cost + length + PIECE_COST);
+        report(&self.queued, out.cost, out.cost + length + PIECE_COST);
         out.cost += length + PIECE_COST;
         out.queue.push_back(bytes);
         if out.cost > self.limit {
             Delivery::Full
         } else {
             Delivery::Taken(length)
-        }
-    }
-
-    fn report(&self, before: usize, after: usize) {
-        // Exact: queues are far smaller than 2^53 bytes.
-        if after > before {
-            self.queued.increment((after - before) as f64);
-        } else if before > after {
-            self.queued.decrement((before - after) as f64);
         }
     }
 
@@ -488,7 +488,7 @@ impl PushOutlet {
                 Ok(written) => {
                     let before = out.cost;
                     out.advance(written);
-                    self.report(before, out.cost);
+                    report(&self.queued, before, out.cost);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
                 Err(_) => out.state = State::Dead,
@@ -502,7 +502,7 @@ impl PushOutlet {
             if drop_queue {
                 let before = out.cost;
                 out.keep_torn_piece();
-                self.report(before, out.cost);
+                report(&self.queued, before, out.cost);
             }
             if let Some(bye) = bye {
                 let mut last = bye.as_framed(self.framing).to_vec();
@@ -555,10 +555,6 @@ impl CallbackAdapter for PushOutlet {
         self.write(&batch.framed(self.framing, skip))
     }
 
-    fn say(&self, frame: &Frame) -> Delivery {
-        self.write(&frame.framed(self.framing))
-    }
-
     fn reserve(&self) -> Slot {
         let mut out = self.out.lock();
         let slot = Slot(out.first_slot + out.slots.len() as u64);
@@ -568,10 +564,26 @@ impl CallbackAdapter for PushOutlet {
     }
 }
 
+impl Drop for PullOutlet {
+    fn drop(&mut self) {
+        report(&self.queued, self.inner.get_mut().cost, 0);
+    }
+}
+
+/// Tells the gauge of a queue that has grown or shrunk.
+fn report(gauge: &metrics::Gauge, before: usize, after: usize) {
+    // Exact: queues are far smaller than 2^53 bytes.
+    if after > before {
+        gauge.increment((after - before) as f64);
+    } else if before > after {
+        gauge.decrement((before - after) as f64);
+    }
+}
+
 impl Drop for PushOutlet {
     fn drop(&mut self) {
         let cost = self.out.get_mut().cost;
-        self.report(cost, 0);
+        report(&self.queued, cost, 0);
     }
 }
 
@@ -622,6 +634,7 @@ impl Out {
 /// The way to a client that fetches what happened.
 pub(crate) struct PullOutlet {
     limits: QueueLimits,
+    queued: metrics::Gauge,
     /// Polls under way: they count as activity.
     polls: AtomicUsize,
     /// Commands that run or wait for their turn.
@@ -668,7 +681,7 @@ pub(crate) enum Look {
 }
 
 impl PullOutlet {
-    pub(crate) fn new(limits: QueueLimits) -> Self {
+    pub(crate) fn new(limits: QueueLimits, metrics: &TransportMetrics) -> Self {
         let kept = Kept {
             first: 1,
             given: 1,
@@ -676,6 +689,7 @@ impl PullOutlet {
         };
         Self {
             limits,
+            queued: metrics.queued.clone(),
             polls: AtomicUsize::new(0),
             commands: AtomicUsize::new(0),
             one_at_a_time: Semaphore::new(1),
@@ -688,12 +702,14 @@ impl PullOutlet {
         if kept.closed {
             return Delivery::Closed;
         }
+        let before = kept.cost;
         let mut bytes = 0;
         for frame in frames {
             let json = frame.json();
             bytes += json.len();
             kept.push(json);
         }
+        report(&self.queued, before, kept.cost);
         let full = kept.events.len() > self.limits.events || kept.cost > self.limits.bytes.0;
         let waiter = kept.waiter.take();
         drop(kept);
@@ -716,7 +732,9 @@ impl PullOutlet {
         let (waiter, slots) = {
             let mut kept = self.inner.lock();
             if let Some(bye) = bye {
+                let before = kept.cost;
                 kept.push(bye.json());
+                report(&self.queued, before, kept.cost);
             }
             kept.closed = true;
             (kept.waiter.take(), std::mem::take(&mut kept.slots))
@@ -736,12 +754,14 @@ impl PullOutlet {
             if ack > kept.given {
                 return Err(kept.given);
             }
+            let before = kept.cost;
             while kept.first < ack
                 && let Some(event) = kept.events.pop_front()
             {
                 kept.first += 1;
                 kept.cost -= event.len() + PIECE_COST;
             }
+            report(&self.queued, before, kept.cost);
         }
         kept.poll += 1;
         let number = kept.poll;
@@ -759,11 +779,13 @@ impl PullOutlet {
         if kept.poll != number {
             return Look::Superseded;
         }
-        if !kept.events.is_empty() {
-            return Look::Ready;
-        }
+        // Whoever is paced waits on although there is something.
         kept.waiter = Some(cx.waker().clone());
-        Look::Waiting
+        if kept.events.is_empty() {
+            Look::Waiting
+        } else {
+            Look::Ready
+        }
     }
 
     /// Gives the oldest events kept.
@@ -871,16 +893,15 @@ impl CallbackAdapter for PullOutlet {
         self.append(batch.frames(skip))
     }
 
-    fn say(&self, frame: &Frame) -> Delivery {
-        self.append(std::slice::from_ref(frame))
-    }
-
     fn reserve(&self) -> Slot {
         let mut kept = self.inner.lock();
         let slot = Slot(kept.next_slot);
         kept.next_slot += 1;
         let (answer, reply) = oneshot::channel();
-        kept.slots.push_back((slot, answer));
+        // Of a session that has ended nobody answers any more: dropped, the slot says so.
+        if !kept.closed {
+            kept.slots.push_back((slot, answer));
+        }
         kept.reserved.push_back(reply);
         slot
     }

@@ -124,6 +124,15 @@ impl ErrorCode {
     }
 }
 
+/// How a session ended, as those hear who ask for it later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Why.
+    pub reason: crate::CloseReason,
+    /// When to come back, in milliseconds; `None` where the client should not.
+    pub retry_ms: Option<u64>,
+}
+
 /// A refusal of one command: what the `error` object says, less the `id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -134,7 +143,7 @@ pub struct Refusal {
     /// When to try again, where that helps. Told as `retry_ms`, rounded up.
     pub retry: Option<Duration>,
     /// How the session ended, with [`ErrorCode::SessionExpired`].
-    pub end: Option<crate::CloseReason>,
+    pub end: Option<End>,
 }
 
 impl Refusal {
@@ -188,8 +197,9 @@ impl Refusal {
             id: Option<u64>,
             code: ErrorCode,
             message: &'a str,
+            /// The outer one: whether it is there. The inner one: `null`, where an end leaves nothing to wait for.
             #[serde(skip_serializing_if = "Option::is_none")]
-            retry_ms: Option<u64>,
+            retry_ms: Option<Option<u64>>,
             #[serde(skip_serializing_if = "Option::is_none")]
             end: Option<crate::CloseReason>,
         }
@@ -198,8 +208,11 @@ impl Refusal {
             id,
             code: self.code,
             message: &self.message,
-            retry_ms: self.retry_ms(),
-            end: self.end,
+            retry_ms: match self.end {
+                Some(end) => Some(end.retry_ms),
+                None => self.retry_ms().map(Some),
+            },
+            end: self.end.map(|end| end.reason),
         };
         serde_json::to_vec(&wire).expect("an error object has no map with keys that are no strings")
     }

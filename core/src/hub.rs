@@ -1,7 +1,7 @@
 //! The hub joins everything: transports come to it with connections and requests, and it holds what outlives them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc,
@@ -11,7 +11,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
@@ -19,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CloseReason, ErrorCode, Lifecycle, Refusal, Telemetry,
+    CloseReason, End, ErrorCode, Lifecycle, Refusal, Telemetry,
     adapter::TryWrite,
     clock::{self, Instant, Origin, SystemWallClock, WallClock},
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
@@ -137,7 +136,7 @@ pub(crate) struct Inner {
     pub(crate) creations_per_ip: KeyedBuckets<std::net::IpAddr>,
     connects_per_ip: KeyedBuckets<std::net::IpAddr>,
     lanes: Vec<Arc<LaneInbox>>,
-    bans: Mutex<FxHashMap<BanKey, Instant>>,
+    bans: Mutex<HashMap<BanKey, Instant>>,
     next_key: AtomicU64,
     draining: AtomicBool,
     /// Clients that a drain sends away, over whom their return is spread.
@@ -177,11 +176,11 @@ impl Hub {
             "limits.frame_bytes",
             "must be at most 16MiB".into(),
         );
-        let least = message.0.saturating_add(1 << 10);
+        let least = message.0.saturating_add(1 << 10).max(4 << 10);
         rule(
             server.0 >= least,
             "limits.server_frame_bytes",
-            format!("must be at least message_bytes + 1KiB, which is {least}"),
+            format!("must be at least 4KiB, and message_bytes + 1KiB: {least}"),
         );
         rule(
             limits.member_queue >= server,
@@ -456,9 +455,9 @@ impl Hub {
             Found::Unknown => Err(unknown()),
             Found::Ended(ended) => match ended.rest {
                 Some(session) if Arc::ptr_eq(&session.scope, scope) => {
-                    Ok(PullSession::new(session, ended.retry_ms))
+                    Ok(PullSession::new(session))
                 }
-                _ => Err(expired(ended.reason, ended.retry_ms)),
+                _ => Err(expired(ended.end)),
             },
             Found::Live(session) => match session.outlet {
                 crate::adapter::Outlet::Push(_) => {
@@ -466,7 +465,7 @@ impl Hub {
                     Err(Refusal::new(ErrorCode::AlreadyLoggedIn, message))
                 }
                 crate::adapter::Outlet::Pull(_) if Arc::ptr_eq(&session.scope, scope) => {
-                    Ok(PullSession::new(session, None))
+                    Ok(PullSession::new(session))
                 }
                 crate::adapter::Outlet::Pull(_) => Err(unknown()),
             },
@@ -601,7 +600,7 @@ impl Inner {
     /// Why a session can't be resumed, which none can yet.
     pub(crate) fn cannot_resume(&self, id: &str) -> Refusal {
         match SessionId::parse(id).map(|id| self.registry.find(id)) {
-            Some(Found::Ended(ended)) => expired(ended.reason, ended.retry_ms),
+            Some(Found::Ended(ended)) => expired(ended.end),
             _ => Refusal::new(
                 ErrorCode::NotLoggedIn,
                 "The server knows no session that could be resumed; log in.",
@@ -611,13 +610,12 @@ impl Inner {
 }
 
 /// What is said of a session that has ended.
-pub(crate) fn expired(reason: CloseReason, retry_ms: Option<u64>) -> Refusal {
+pub(crate) fn expired(end: End) -> Refusal {
     let mut refusal = Refusal::new(
         ErrorCode::SessionExpired,
         "The session has ended; log in again.",
     );
-    refusal.end = Some(reason);
-    refusal.retry = retry_ms.map(Duration::from_millis);
+    refusal.end = Some(end);
     refusal
 }
 

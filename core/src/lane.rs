@@ -83,7 +83,8 @@ impl LaneCommand {
     }
 }
 
-/// Where rooms leave their commands. What is in it is bounded by each room's backlog.
+/// Where rooms leave their commands. Events in it are bounded by each room's backlog, over which publishers wait; the
+/// rest by what sessions may ask for at a time.
 #[derive(Default)]
 pub(crate) struct LaneInbox {
     posted: Mutex<Posted>,
@@ -115,7 +116,13 @@ impl LaneInbox {
     /// Resolves once everything posted before has been handed over.
     pub(crate) fn barrier(&self) -> oneshot::Receiver<()> {
         let (passed, wait) = oneshot::channel();
-        self.posted.lock().barriers.push(passed);
+        {
+            let mut posted = self.posted.lock();
+            // A lane that is gone hands over nothing more: dropped, the barrier is passed.
+            if !self.closed.load(Ordering::Relaxed) {
+                posted.barriers.push(passed);
+            }
+        }
         self.filled.notify_one();
         wait
     }
@@ -155,6 +162,9 @@ pub(crate) async fn run(inbox: Arc<LaneInbox>, context: LaneContext, drained: Ca
     }
 }
 
+/// Sessions to end once no member list is borrowed.
+type Doomed = Vec<(Arc<Session>, CloseReason)>;
+
 struct Lane {
     context: LaneContext,
     rooms: FxHashMap<u64, LaneRoom>,
@@ -163,8 +173,7 @@ struct Lane {
     /// When presence is due, by room.
     presence_due: BTreeMap<(Instant, u64), ()>,
     barriers: Vec<oneshot::Sender<()>>,
-    /// Sessions to end once no member list is borrowed.
-    doomed: Vec<(Arc<Session>, CloseReason)>,
+    doomed: Doomed,
     tally: Tally,
 }
 
@@ -289,7 +298,12 @@ impl Lane {
             };
             let mut served = 0;
             if room.walk.is_none() {
-                served += room.lay_out(&self.context, &mut self.presence_due, &mut self.doomed);
+                served += room.lay_out(
+                    &self.context,
+                    &mut self.presence_due,
+                    &mut self.tally,
+                    &mut self.doomed,
+                );
                 if let Some(walk) = &room.walk {
                     // Exact: a batch has at most a few hundred events.
                     self.context
@@ -307,7 +321,7 @@ impl Lane {
             budget -= served.clamp(1, budget);
             if room.walk.is_some() || !room.commands.is_empty() {
                 self.busy.push_back(id);
-            } else if room.forgotten {
+            } else if room.is_over() {
                 self.rooms.remove(&id);
             } else {
                 room.is_busy = false;
@@ -348,13 +362,6 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
-    fn drop(&mut self) {
-        // Members hold their sessions and sessions their memberships: let go, so that nothing is left behind.
-        self.rooms.clear();
-    }
-}
-
 impl LaneRoom {
     fn new(room: Arc<Room>) -> Self {
         Self {
@@ -374,7 +381,8 @@ impl LaneRoom {
         &mut self,
         context: &LaneContext,
         due: &mut BTreeMap<(Instant, u64), ()>,
-        doomed: &mut Vec<(Arc<Session>, CloseReason)>,
+        tally: &mut Tally,
+        doomed: &mut Doomed,
     ) -> usize {
         let mut frames: Vec<Frame> = Vec::new();
         let mut walked = 0;
@@ -423,7 +431,7 @@ impl LaneRoom {
                     init,
                 } => {
                     if let Some(member) = self.member(&membership) {
-                        member.catch_up(&frames, doomed);
+                        member.catch_up(&frames, tally, doomed);
                         note(
                             member.session.outlet.complete(slot, init.into()),
                             &member.session,
@@ -433,7 +441,7 @@ impl LaneRoom {
                 }
                 LaneCommand::Flush { membership, slot } => {
                     if let Some(member) = self.member(&membership) {
-                        member.catch_up(&frames, doomed);
+                        member.catch_up(&frames, tally, doomed);
                         member.session.outlet.complete(slot, Answer::nothing());
                     }
                 }
@@ -445,7 +453,7 @@ impl LaneRoom {
                     if let Some(member) = self.member(&membership) {
                         if let Some((slot, left)) = left {
                             // Everything up to its leave is the leaver's still.
-                            member.catch_up(&frames, doomed);
+                            member.catch_up(&frames, tally, doomed);
                             note(
                                 member.session.outlet.complete(slot, left.into()),
                                 &member.session,
@@ -506,7 +514,7 @@ impl LaneRoom {
         quantum: usize,
         context: &LaneContext,
         tally: &mut Tally,
-        doomed: &mut Vec<(Arc<Session>, CloseReason)>,
+        doomed: &mut Doomed,
     ) -> usize {
         let Some(walk) = &mut self.walk else { return 0 };
         let end = self.members.len().min(walk.next + quantum);
@@ -534,6 +542,11 @@ impl LaneRoom {
             self.walk = None;
         }
         served
+    }
+
+    /// Whether nothing will come of the room any more.
+    fn is_over(&self) -> bool {
+        self.forgotten || (self.members.is_empty() && self.room.is_given_up())
     }
 
     fn member(&mut self, membership: &Arc<Membership>) -> Option<&mut LaneMember> {
@@ -605,15 +618,23 @@ impl LaneRoom {
 
 impl LaneMember {
     /// Hands over the events laid out so far, before something that must come after them.
-    fn catch_up(&mut self, frames: &[Frame], doomed: &mut Vec<(Arc<Session>, CloseReason)>) {
-        for frame in frames.get(self.skip..).unwrap_or_default() {
-            note(self.session.outlet.say(frame), &self.session, doomed);
-        }
+    fn catch_up(&mut self, frames: &[Frame], tally: &mut Tally, doomed: &mut Doomed) {
+        let owed = frames.get(self.skip..).unwrap_or_default();
         self.skip = frames.len();
+        if owed.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new(owed.to_vec());
+        let delivery = self.session.outlet.deliver(&mut batch, 0);
+        if let Delivery::Taken(bytes) = delivery {
+            tally.add(&self.session, owed.len(), bytes);
+        } else {
+            note(delivery, &self.session, doomed);
+        }
     }
 }
 
-fn note(delivery: Delivery, session: &Arc<Session>, doomed: &mut Vec<(Arc<Session>, CloseReason)>) {
+fn note(delivery: Delivery, session: &Arc<Session>, doomed: &mut Doomed) {
     let reason = match delivery {
         Delivery::Taken(_) | Delivery::Closed => return,
         Delivery::Full => CloseReason::SlowConsumer,

@@ -31,7 +31,7 @@ mod validate;
 
 pub use adapter::TryWrite;
 pub use close::{CloseReason, LeaveReason};
-pub use error::{ErrorCode, Refusal};
+pub use error::{End, ErrorCode, Refusal};
 pub use hub::{ConfigFault, Hub, HubConfig};
 pub use lifecycle::Lifecycle;
 pub use limit::address_key;

@@ -1,6 +1,12 @@
 //! Token buckets on the project's clock: one alone, or one for each of a bounded number of keys.
 
-use std::{collections::hash_map, hash::Hash, net::IpAddr, num::NonZeroU32, time::Duration};
+use std::{
+    collections::{HashMap, hash_map},
+    hash::Hash,
+    net::IpAddr,
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use governor::{
     Quota, RateLimiter,
@@ -10,7 +16,6 @@ use governor::{
     state::{InMemoryState, NotKeyed},
 };
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 
 use crate::{
     clock::{self, GovernorClock, Instant},
@@ -67,7 +72,8 @@ pub(crate) struct KeyedBuckets<K> {
 
 #[derive(Debug)]
 struct Table<K> {
-    buckets: FxHashMap<K, Entry>,
+    /// Clients choose the keys: hashed with a secret.
+    buckets: HashMap<K, Entry>,
     shared: Entry,
     swept: Instant,
 }
@@ -112,7 +118,7 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
         let now = clock::now();
         let limited = quota(rate).map(|quota| {
             let table = Table {
-                buckets: FxHashMap::default(),
+                buckets: HashMap::new(),
                 shared: Entry::new(quota, now),
                 swept: now,
             };

@@ -334,13 +334,15 @@ fn check_string(json: &[u8], mut at: usize) -> Result<usize, &'static str> {
 }
 
 /// Writes valid JSON anew, without insignificant space. Order and repeated keys stay.
-pub(crate) fn compact(json: &RawValue) -> Box<RawValue> {
+pub(crate) fn compact(json: &RawValue) -> Result<Box<RawValue>, Refusal> {
     let mut buffer = Vec::with_capacity(json.get().len());
     let mut from = serde_json::Deserializer::from_str(json.get());
     let mut to = serde_json::Serializer::new(&mut buffer);
-    serde_transcode::transcode(&mut from, &mut to).expect("the structure was checked");
+    // A number may be finite to the check of the structure and not to the parser: at the very edge of a double.
+    serde_transcode::transcode(&mut from, &mut to)
+        .map_err(|_| Refusal::bad_request("data can't be written anew."))?;
     let text = String::from_utf8(buffer).expect("a serializer writes UTF-8");
-    RawValue::from_string(text).expect("a serializer writes JSON")
+    Ok(RawValue::from_string(text).expect("a serializer writes JSON"))
 }
 
 /// Everything the server says but `error`, which [`Refusal`] encodes.
@@ -575,7 +577,25 @@ mod tests {
         let raw: Box<RawValue> =
             serde_json::from_str("{ \"b\" : [ 1 ,\n 2.50 ] ,\r\n \"a\" : \"x\\u0041\\n\" }")
                 .unwrap();
-        assert_eq!(compact(&raw).get(), r#"{"b":[1,2.5],"a":"xA\n"}"#);
+        assert_eq!(compact(&raw).unwrap().get(), r#"{"b":[1,2.5],"a":"xA\n"}"#);
+    }
+
+    #[test]
+    fn numbers_at_the_edge_of_a_double_make_no_panic_and_keep_their_value() {
+        for number in [
+            "1.7976931348623158e308",
+            "17976931348623157000e289",
+            "-1.7976931348623157e308",
+            "0.1",
+            "2.2250738585072011e-308",
+            "123456789012345678901234567890",
+        ] {
+            let raw: Box<RawValue> = serde_json::from_str(number).unwrap();
+            if let Ok(written) = compact(&raw) {
+                let value = |text: &str| text.parse::<f64>().unwrap().to_bits();
+                assert_eq!(value(written.get()), value(number), "{number}");
+            }
+        }
     }
 
     #[test]

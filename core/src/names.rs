@@ -2,8 +2,9 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use caseless::default_case_fold_str;
 use precis_core::profile::PrecisFastInvocation;
-use precis_profiles::{UsernameCaseMapped, UsernameCasePreserved};
+use precis_profiles::UsernameCasePreserved;
 use unicode_security::confusable_detection::skeleton;
 
 use crate::{
@@ -17,11 +18,13 @@ const MAX_NAME: usize = 128;
 /// Most characters of a room's name.
 const MAX_ROOM: usize = 64;
 
-/// A user's name: as it is shown, and the key by which it is unique.
+/// A user's name: as it is shown, the key by which it is unique, and the one by which lists are in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Name {
     pub(crate) shown: Arc<str>,
     pub(crate) key: Arc<str>,
+    /// Two names with one of these have one `key` too.
+    pub(crate) order: Arc<str>,
 }
 
 impl NamesConfig {
@@ -59,30 +62,47 @@ impl NamesConfig {
                     }
                     Charset::Unicode => {
                         UsernameCasePreserved::enforce(name.as_str()).map_err(|_| {
-                            invalid("A name consists of letters and digits of any script.".into())
+                            invalid("A name consists of letters, marks and digits of any script, and of printable ASCII without space.".into())
                         })?
                     }
                 };
-                format!("{prefix}{}", cased(&name, self.case))
+                let name = cased(&name, self.case);
+                if name.chars().count() > max || name.len() > MAX_NAME {
+                    return Err(invalid(format!(
+                        "In its case here the name has over {max} characters."
+                    )));
+                }
+                format!("{prefix}{name}")
             }
         };
-        let key = self.key(&shown);
+        let order = self.order(&shown);
+        let key = match self.charset {
+            Charset::Ascii => Arc::clone(&order),
+            Charset::Unicode => self.key(&shown),
+        };
         Ok(Name {
             shown: shown.into(),
             key,
+            order,
         })
     }
 
-    /// The key under which a shown name is unique.
+    /// The key under which a shown name is unique: without regard to case and, in Unicode, to looks.
     pub(crate) fn key(&self, shown: &str) -> Arc<str> {
         match self.charset {
-            Charset::Ascii => shown.to_lowercase().into(),
+            Charset::Ascii => self.order(shown),
             Charset::Unicode => {
-                let mapped = UsernameCaseMapped::enforce(shown)
-                    .unwrap_or_else(|_| shown.to_lowercase().into());
-                skeleton(&mapped).collect::<String>().to_lowercase().into()
+                let folded = default_case_fold_str(shown);
+                let looks: String = skeleton(&folded).collect();
+                // What a letter looks like may be a capital.
+                default_case_fold_str(&looks).into()
             }
         }
+    }
+
+    /// The key by which names are in order: without regard to case.
+    pub(crate) fn order(&self, shown: &str) -> Arc<str> {
+        default_case_fold_str(shown).into()
     }
 }
 
@@ -94,10 +114,10 @@ fn cased(name: &str, case: Case) -> String {
         Case::Capitalize => {
             let mut letters = name.chars();
             letters.next().map_or_else(String::new, |first| {
-                first
-                    .to_uppercase()
-                    .chain(letters.flat_map(char::to_lowercase))
-                    .collect()
+                let mut first = first.to_uppercase();
+                let capital = first.next();
+                let rest = first.chain(letters).flat_map(char::to_lowercase);
+                capital.into_iter().chain(rest).collect()
             })
         }
     }
@@ -189,6 +209,31 @@ mod tests {
             chosen(&config, "ÜNSAL").unwrap().1
         );
         assert_eq!(chosen(&config, "two words"), None);
+    }
+
+    #[test]
+    fn case_is_folded_as_a_whole() {
+        let config = NamesConfig {
+            charset: Charset::Unicode,
+            ..NamesConfig::default()
+        };
+        let key = |name: &str| chosen(&config, name).unwrap().1;
+        assert_eq!(key("Μάριος"), key("ΜΆΡΙΟΣ"), "a final sigma is a sigma");
+        assert_eq!(key("Straße"), key("STRASSE"));
+        let capital = NamesConfig {
+            case: Case::Capitalize,
+            ..config.clone()
+        };
+        assert_eq!(chosen(&capital, "ßeta").unwrap().0, "Sseta");
+        let upper = NamesConfig {
+            case: Case::Upper,
+            ..config
+        };
+        assert_eq!(
+            chosen(&upper, &format!("{}ß", "x".repeat(31))),
+            None,
+            "33 characters"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::timeout_at;
 
 use crate::{
-    CloseReason, ErrorCode, Refusal,
+    CloseReason, End, ErrorCode, Refusal,
     adapter::{Answer, Look, Outlet, Page, PullOutlet},
     clock,
     hub::expired,
@@ -69,8 +69,6 @@ impl From<Answer> for Reply {
 #[derive(Clone)]
 pub struct PullSession {
     session: Arc<Session>,
-    /// Of a session that has ended: when the client may come back.
-    retry_ms: Option<u64>,
 }
 
 impl fmt::Debug for PullSession {
@@ -80,8 +78,8 @@ impl fmt::Debug for PullSession {
 }
 
 impl PullSession {
-    pub(crate) fn new(session: Arc<Session>, retry_ms: Option<u64>) -> Self {
-        Self { session, retry_ms }
+    pub(crate) fn new(session: Arc<Session>) -> Self {
+        Self { session }
     }
 
     pub(crate) async fn open(
@@ -94,7 +92,7 @@ impl PullSession {
         let session = Session::new(
             Arc::clone(scope),
             peer,
-            Outlet::Pull(PullOutlet::new(limits)),
+            Outlet::Pull(PullOutlet::new(limits, &scope.metrics)),
         );
         let counted = |refusal: Refusal| {
             scope.hub.telemetry.refused_command(refusal.code);
@@ -114,7 +112,8 @@ impl PullSession {
         }
         let mut credentials = session.credentials(&command.fields).map_err(counted)?;
         if let Some(header) = header {
-            if credentials.password.is_some() || credentials.token.is_some() {
+            let is_another = credentials.user.is_some() && credentials.user != header.user;
+            if credentials.password.is_some() || credentials.token.is_some() || is_another {
                 return Err(counted(Refusal::bad_request(
                     "Credentials stand in the header and in the body.",
                 )));
@@ -132,7 +131,7 @@ impl PullSession {
             });
         let welcome = welcome.map_err(counted)?;
         Ok(Opened {
-            session: Self::new(session, None),
+            session: Self::new(session),
             cookie,
             resumed: false,
             id: command.id,
@@ -147,16 +146,17 @@ impl PullSession {
         }
     }
 
-    fn expired(&self) -> Option<Refusal> {
-        self.session
-            .ended()
-            .map(|reason| expired(reason, self.retry_ms))
+    /// What is said of the session once it has ended.
+    fn expired(&self) -> Refusal {
+        let unknown = End {
+            reason: CloseReason::Disconnected,
+            retry_ms: None,
+        };
+        expired(self.session.ended().unwrap_or(unknown))
     }
 
     fn expired_reply(&self, id: Option<u64>) -> Reply {
-        let refusal = self
-            .expired()
-            .unwrap_or_else(|| expired(CloseReason::Logout, None));
+        let refusal = self.expired();
         Reply {
             json: refusal.to_json(id).into(),
             refusal: Some(refusal),
@@ -173,32 +173,34 @@ impl PullSession {
     /// has run all the same.
     pub async fn command(&self, body: &[u8]) -> Reply {
         self.session.touch();
-        let Some(_turn) = self.outlet().turn(MAX_COMMANDS).await else {
-            let message = format!("{MAX_COMMANDS} commands are under way, which is the most.");
-            return self.refusal_reply(Refusal::new(ErrorCode::TooMany, message));
-        };
         let command = match Command::parse(body, None) {
             Ok(command) => command,
-            Err(malformed) => {
-                let frame = self.session.refuse(malformed.id, &malformed.refusal);
-                return self.finish(Answer::refused(frame, malformed.refusal));
-            }
+            Err(malformed) => return self.refuse(malformed.id, malformed.refusal),
+        };
+        let Some(_turn) = self.outlet().turn(MAX_COMMANDS).await else {
+            return self.refuse(command.id, too_many_commands());
         };
         match self.session.execute(&command) {
             Done::Replied(answer) => self.finish(answer),
-            Done::Barrier | Done::Slot => {
-                let answer = match self.outlet().take_reserved() {
-                    Some(answer) => answer.await.ok(),
-                    None => None,
-                };
-                answer.map_or_else(
-                    || self.expired_reply(command.id),
-                    |answer| self.finish(answer),
-                )
+            Done::Barrier => self.answered(command.id).await,
+            Done::Slot(room) => {
+                let reply = self.answered(command.id).await;
+                // Who sends on waits while the room is behind.
+                poll_fn(|cx| room.poll_backlog(cx)).await;
+                reply
             }
             Done::LogOut(slots) => self.log_out(command.id, slots.len()).await,
             Done::LogIn(_) | Done::Ended => self.expired_reply(command.id),
         }
+    }
+
+    /// The answer to the slot that was reserved last.
+    async fn answered(&self, id: Option<u64>) -> Reply {
+        let answer = match self.outlet().take_reserved() {
+            Some(answer) => answer.await.ok(),
+            None => None,
+        };
+        answer.map_or_else(|| self.expired_reply(id), |answer| self.finish(answer))
     }
 
     fn finish(&self, answer: Answer) -> Reply {
@@ -208,8 +210,8 @@ impl PullSession {
         answer.into()
     }
 
-    fn refusal_reply(&self, refusal: Refusal) -> Reply {
-        let frame = self.session.refuse(None, &refusal);
+    fn refuse(&self, id: Option<u64>, refusal: Refusal) -> Reply {
+        let frame = self.session.refuse(id, &refusal);
         self.finish(Answer::refused(frame, refusal))
     }
 
@@ -217,7 +219,7 @@ impl PullSession {
     #[must_use]
     pub fn violated(&self, refusal: Refusal) -> Refusal {
         self.session.touch();
-        self.refusal_reply(refusal)
+        self.refuse(None, refusal)
             .refusal
             .unwrap_or_else(|| Refusal::new(ErrorCode::Internal, "A refusal was lost."))
     }
@@ -253,9 +255,7 @@ impl PullSession {
         // An answer with the `bye` that got lost is asked for again by its `ack`; without one the end was seen.
         if pull.is_finished() || (ack.is_none() && pull.is_told()) {
             self.session.rest_acknowledged();
-            return Err(self
-                .expired()
-                .unwrap_or_else(|| expired(CloseReason::Logout, None)));
+            return Err(self.expired());
         }
         if wait.is_zero() {
             return Ok(self.give(max));
@@ -282,7 +282,8 @@ impl PullSession {
         let body = match timeout_at(began + wait, look).await {
             Ok(true) => self.give(max),
             Ok(false) => body(&pull.nothing(), true),
-            Err(_) => body(&pull.nothing(), false),
+            // What came in the last moment goes along.
+            Err(_) => self.give(max),
         };
         self.session.touch();
         Ok(body)
@@ -300,17 +301,31 @@ impl PullSession {
     /// Ends the session as its client asked; the `bye` object, or the refusal where it had ended before. What was
     /// accepted so far still reaches the queue before the `bye`.
     pub async fn logout(&self) -> Reply {
-        let _turn = self.outlet().turn(MAX_COMMANDS).await;
+        let Some(_turn) = self.outlet().turn(MAX_COMMANDS).await else {
+            return self.refuse(None, too_many_commands());
+        };
+        if self.session.ended().is_some() {
+            return self.expired_reply(None);
+        }
         let slots = self.session.flush();
         self.log_out(None, slots.len()).await
     }
 
     async fn log_out(&self, id: Option<u64>, slots: usize) -> Reply {
-        for _ in 0..slots {
-            if let Some(flushed) = self.outlet().take_reserved() {
-                // Dropped where the session ends meanwhile.
-                let _ = flushed.await;
+        // Given up, the log-out happens all the same.
+        struct EndOnDrop<'a>(&'a Arc<Session>);
+        impl Drop for EndOnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.end(CloseReason::Logout);
             }
+        }
+        let _end = EndOnDrop(&self.session);
+        let flushed: Vec<_> = (0..slots)
+            .filter_map(|_| self.outlet().take_reserved())
+            .collect();
+        for flushed in flushed {
+            // Dropped where the session ends meanwhile.
+            let _ = flushed.await;
         }
         if self.session.ended().is_some() {
             return self.expired_reply(id);
@@ -324,6 +339,11 @@ impl PullSession {
             refusal: None,
         }
     }
+}
+
+fn too_many_commands() -> Refusal {
+    let message = format!("{MAX_COMMANDS} commands are under way, which is the most.");
+    Refusal::new(ErrorCode::TooMany, message)
 }
 
 fn body(page: &Page, superseded: bool) -> Bytes {

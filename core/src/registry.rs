@@ -4,7 +4,7 @@
 //! registering the session drops the reservation, and with it the name is free again.
 
 use std::{
-    collections::{VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
     sync::Arc,
     time::Duration,
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::{
-    CloseReason,
+    CloseReason, End,
     clock::{self, Instant},
     session::Session,
 };
@@ -72,7 +72,8 @@ struct Inner {
     sessions: FxHashMap<SessionId, Arc<Session>>,
     /// Connections that have not logged in yet, by key.
     strangers: FxHashMap<u64, Arc<Session>>,
-    names: FxHashMap<Arc<str>, Owner>,
+    /// Clients choose the keys: hashed with a secret.
+    names: HashMap<Arc<str>, Owner>,
     ended: FxHashMap<SessionId, Ended>,
     ended_order: VecDeque<(Instant, SessionId)>,
 }
@@ -85,8 +86,7 @@ struct Owner {
 /// What is remembered of a session that ended.
 #[derive(Clone)]
 pub(crate) struct Ended {
-    pub(crate) reason: CloseReason,
-    pub(crate) retry_ms: Option<u64>,
+    pub(crate) end: End,
     /// A polling session that has not fetched its last events yet.
     pub(crate) rest: Option<Arc<Session>>,
 }
@@ -95,8 +95,8 @@ pub(crate) struct Ended {
 pub(crate) enum Taken {
     /// By another session of the same identity.
     Same(Arc<Session>),
-    /// By somebody else.
-    Other,
+    /// By somebody else's.
+    Other(Arc<Session>),
 }
 
 /// What an id stands for.
@@ -149,7 +149,7 @@ impl Registry {
                 if identity.is_some() && owner.identity.as_ref() == identity {
                     Err(Taken::Same(Arc::clone(&owner.session)))
                 } else {
-                    Err(Taken::Other)
+                    Err(Taken::Other(Arc::clone(&owner.session)))
                 }
             }
             Entry::Vacant(place) => {
@@ -195,11 +195,14 @@ impl Registry {
     pub(crate) fn end(&self, id: SessionId, ended: Ended) {
         let now = clock::now();
         let mut dropped = Vec::new();
+        // Whom a drain sends away is bounded by the number of sessions, and must find the last events.
+        let is_drain = ended.end.reason == CloseReason::ShuttingDown;
+        let is_full = |inner: &Inner| inner.ended_order.len() >= MAX_ENDED && !is_drain;
         {
             let mut inner = self.inner.lock();
             dropped.extend(inner.sessions.remove(&id));
             while let Some(&(at, old)) = inner.ended_order.front()
-                && (inner.ended_order.len() >= MAX_ENDED || at + self.remember <= now)
+                && (is_full(&inner) || at + self.remember <= now)
             {
                 inner.ended_order.pop_front();
                 dropped.extend(inner.ended.remove(&old).and_then(|ended| ended.rest));
@@ -249,25 +252,28 @@ impl Registry {
         drop(dropped);
     }
 
-    /// Everybody, logged in or not.
+    /// Everybody, logged in or not; those who poll last.
     pub(crate) fn everybody(&self) -> Vec<Arc<Session>> {
         let inner = self.inner.lock();
-        inner
-            .sessions
-            .values()
-            .chain(inner.strangers.values())
-            .cloned()
-            .collect()
+        let all = inner.sessions.values().chain(inner.strangers.values());
+        let mut everybody: Vec<Arc<Session>> = all.cloned().collect();
+        everybody.sort_by_key(|session| session.is_pull());
+        everybody
     }
 
     pub(crate) fn len(&self) -> usize {
         self.inner.lock().sessions.len()
     }
 
-    /// Whether some polling session that has ended was not given its last events yet.
+    /// Whether some polling session that a drain sent away was not given its last events yet.
     pub(crate) fn is_any_untold(&self) -> bool {
         let inner = self.inner.lock();
-        let mut rests = inner.ended.values().filter_map(|ended| ended.rest.as_ref());
+        let sent_away = |ended: &&Ended| ended.end.reason == CloseReason::ShuttingDown;
+        let mut rests = inner
+            .ended
+            .values()
+            .filter(sent_away)
+            .filter_map(|ended| ended.rest.as_ref());
         rests.any(|session| !session.is_told())
     }
 }

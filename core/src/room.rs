@@ -135,8 +135,11 @@ impl Ticket {
             .complete(self.slot, Frame::encode(say).into());
     }
 
+    /// Only counted as refused, never as a violation: this runs under the room's lock, and perhaps the session's.
     fn refuse(&self, refusal: Refusal) {
-        let frame = self.session.refuse(self.id, &refusal);
+        let telemetry = &self.session.scope.hub.telemetry;
+        telemetry.refused_command(refusal.code);
+        let frame = Frame::from_json(&refusal.to_json(self.id));
         self.session
             .outlet
             .complete(self.slot, Answer::refused(frame, refusal));
@@ -169,7 +172,7 @@ pub(crate) struct Fold {
     seq: u64,
     rev: u64,
     form: Presence,
-    /// By key, so in the order of names.
+    /// In the order of names.
     members: BTreeMap<Arc<str>, Member>,
     ring: Ring,
 }
@@ -199,7 +202,7 @@ impl Fold {
 
     fn is_member(&self, name: &Name, key: MemberKey) -> bool {
         self.members
-            .get(&name.key)
+            .get(&name.order)
             .is_some_and(|member| member.key == key)
     }
 
@@ -216,7 +219,7 @@ impl Fold {
         if self.is_member(name, key) {
             return Ok([Told::default(), Told::default()]);
         }
-        let namesake = self.members.get(&name.key).map(|member| member.key);
+        let namesake = self.members.get(&name.order).map(|member| member.key);
         if namesake.is_none() && self.members.len() >= config.members {
             let message = format!("The room has its {} members already.", config.members);
             return Err(Refusal::new(ErrorCode::TooMany, message));
@@ -225,7 +228,7 @@ impl Fold {
             .and_then(|key| self.leave(config, name, key, LeaveReason::Replaced, at))
             .unwrap_or_default();
         self.members.insert(
-            Arc::clone(&name.key),
+            Arc::clone(&name.order),
             Member {
                 shown: Arc::clone(&name.shown),
                 key,
@@ -260,7 +263,7 @@ impl Fold {
         if !self.is_member(name, key) {
             return None;
         }
-        let member = self.members.remove(&name.key)?;
+        let member = self.members.remove(&name.order)?;
         let event = |room: &str, seq| {
             Say::Leave {
                 room,
@@ -454,6 +457,8 @@ pub struct Room {
     backlog: AtomicUsize,
     /// Publishers that are not read until the backlog has shrunk.
     held_up: Mutex<Vec<Waker>>,
+    /// No longer in the directory.
+    is_given_up: AtomicBool,
 }
 
 struct Ordered {
@@ -508,6 +513,7 @@ impl Room {
             pins: AtomicUsize::new(0),
             backlog: AtomicUsize::new(0),
             held_up: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
         }
     }
 
@@ -719,6 +725,14 @@ impl Room {
         self.member_count() == 0 && self.pins.load(Ordering::Acquire) == 0
     }
 
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
     /// Waits for whoever is inside the lock: after this, what was set before is seen by every event to come.
     pub(crate) fn fence(&self) {
         drop(self.ordered.lock());
@@ -734,7 +748,12 @@ impl Room {
         if !self.is_backlogged() {
             return Poll::Ready(());
         }
-        self.held_up.lock().push(cx.waker().clone());
+        {
+            let mut held_up = self.held_up.lock();
+            if !held_up.iter().any(|waker| waker.will_wake(cx.waker())) {
+                held_up.push(cx.waker().clone());
+            }
+        }
         // The lane may have finished between the two looks.
         if self.is_backlogged() {
             Poll::Pending
@@ -777,6 +796,7 @@ mod tests {
         Name {
             shown: user.into(),
             key: user.to_lowercase().into(),
+            order: user.to_lowercase().into(),
         }
     }
 

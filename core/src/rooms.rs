@@ -1,7 +1,8 @@
 //! The rooms of this node: created on first join, kept empty for a while, given up longest-empty first at the cap.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, RandomState},
     str::FromStr,
     sync::{
         Arc,
@@ -57,7 +58,7 @@ impl RoomPattern {
         (self.is_exact(), self.prefix_len())
     }
 
-    /// Whether two patterns match some name with equal rank.
+    /// Whether two patterns rank the same where both match: they differ in nothing before their first `*`.
     pub(crate) fn ties_with(&self, other: &Self) -> bool {
         self.rank() == other.rank()
             && self.0.get(..self.prefix_len()) == other.0.get(..other.prefix_len())
@@ -120,15 +121,20 @@ pub(crate) struct Rooms {
     lanes: Vec<Arc<LaneInbox>>,
     metrics: RoomMetrics,
     next_id: AtomicU64,
+    homes: RandomState,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    rooms: FxHashMap<Arc<str>, Arc<Room>>,
-    /// Empty rooms by when they became so.
+    /// Clients choose the names: hashed with a secret, as is the choice of the lane.
+    rooms: HashMap<Arc<str>, Arc<Room>>,
+    /// Empty rooms by when they became so: at the cap the first goes.
     empty: BTreeMap<(Instant, u64), Arc<Room>>,
-    empty_since: FxHashMap<u64, Instant>,
+    /// The same by when they are given up.
+    due: BTreeMap<(Instant, u64), Arc<Room>>,
+    /// When each became empty, and when it is given up.
+    empty_since: FxHashMap<u64, (Instant, Instant)>,
 }
 
 /// Keeps a room from being given up.
@@ -164,6 +170,7 @@ impl Rooms {
             lanes,
             metrics,
             next_id: AtomicU64::new(1),
+            homes: RandomState::new(),
             inner: Mutex::default(),
         })
     }
@@ -212,8 +219,7 @@ impl Rooms {
             Refusal::new(ErrorCode::Internal, "The server has no randomness to give.")
         })?;
         let epoch = epoch.iter().map(|byte| format!("{byte:02x}")).collect();
-        let home = rustc_hash::FxBuildHasher;
-        let hash = std::hash::BuildHasher::hash_one(&home, name);
+        let hash = self.homes.hash_one(name);
         let lane = usize::try_from(hash % self.lanes.len() as u64).unwrap_or(0);
         let lane = Arc::clone(&self.lanes[lane]);
         let context = Arc::clone(&self.context);
@@ -241,21 +247,20 @@ impl Rooms {
             .is_some_and(|known| known.id == room.id);
         if room.is_empty() && known && !inner.empty_since.contains_key(&room.id) {
             let now = clock::now();
-            inner.empty_since.insert(room.id, now);
+            let due = now + room.options.config.linger.0;
+            inner.empty_since.insert(room.id, (now, due));
             inner.empty.insert((now, room.id), Arc::clone(room));
+            inner.due.insert((due, room.id), Arc::clone(room));
         }
     }
 
     /// Gives up rooms that have been empty for their `linger`.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut inner = self.inner.lock();
-        let due: Vec<Arc<Room>> = inner
-            .empty
-            .iter()
-            .filter(|((since, _), room)| *since + room.options.config.linger.0 <= now)
-            .map(|(_, room)| Arc::clone(room))
-            .collect();
-        for room in due {
+        while let Some((&(due, _), room)) = inner.due.first_key_value()
+            && due <= now
+        {
+            let room = Arc::clone(room);
             self.give_up(&mut inner, &room);
         }
     }
@@ -274,6 +279,7 @@ impl Rooms {
     fn give_up(&self, inner: &mut Inner, room: &Arc<Room>) {
         inner.not_empty(room.id);
         inner.rooms.remove(&room.name);
+        room.give_up();
         self.metrics.removed.increment(1);
         self.metrics.rooms.decrement(1);
         room.lane.post(Arc::clone(room), LaneCommand::Forget);
@@ -298,8 +304,9 @@ impl Rooms {
 
 impl Inner {
     fn not_empty(&mut self, id: u64) {
-        if let Some(since) = self.empty_since.remove(&id) {
+        if let Some((since, due)) = self.empty_since.remove(&id) {
             self.empty.remove(&(since, id));
+            self.due.remove(&(due, id));
         }
     }
 }

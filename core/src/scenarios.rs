@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     sync::{
         Arc,
@@ -811,6 +811,224 @@ async fn what_a_session_held_is_free_when_it_ends() {
         drop(stage.member(&format!("m{n}")).await);
         settle().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_out_a_mute_as_told_is_heard() {
+    let stage = Stage::new(|config| {
+        config.limits.violations = Rate::Limited {
+            rate: 1,
+            per: Duration::from_secs(60),
+            burst: 2,
+        };
+        config.limits.on_abuse = OnAbuse::Mute(Duration::from_secs(5));
+    });
+    let mut alice = stage.member("alice").await;
+    for _ in 0..3 {
+        alice.ask(json!({"type": "send", "text": 7})).await;
+    }
+    sleep(Duration::from_secs(3)).await;
+    let send = json!({"type": "send", "text": "x"});
+    let muted = alice.ask(send.clone()).await;
+    let wait = muted["retry_ms"].as_u64().unwrap();
+    assert!((1..=2000).contains(&wait), "{muted}");
+    sleep(Duration::from_millis(wait)).await;
+    assert_eq!(alice.ask(send).await["type"], "sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_was_refused_does_not_count_as_a_room() {
+    let stage = Stage::new(|config| {
+        config.room.members = 1;
+        config.limits.rooms_per_session = 3;
+    });
+    let mut holder = stage.login("holder").await;
+    let mut alice = stage.login("alice").await;
+    for room in ["a", "b", "c"] {
+        let join = json!({"type": "join", "room": room});
+        assert_eq!(holder.ask(join.clone()).await["type"], "init");
+        assert_eq!(alice.ask(join).await["code"], "too_many");
+    }
+    let join = json!({"type": "join", "room": "free"});
+    assert_eq!(alice.ask(join).await["type"], "init");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_command_costs_still_has_a_rate() {
+    let stage = Stage::new(|config| {
+        config.limits.commands = Rate::Limited {
+            rate: 1,
+            per: Duration::from_secs(1),
+            burst: 5,
+        };
+    });
+    let mut alice = stage.login("alice").await;
+    for _ in 0..100 {
+        alice.say(&json!({"type": "dance"}));
+    }
+    settle().await;
+    let heard = alice.heard();
+    assert_eq!(heard[0]["code"], "unknown_type");
+    assert_eq!(heard.last().unwrap()["code"], "abuse");
+}
+
+impl Stage {
+    async fn poller(&self, user: &str) -> crate::PullSession {
+        let body = json!({ "user": user }).to_string();
+        let opened = self
+            .hub
+            .open(&self.scope, Self::peer(), body.as_bytes(), None);
+        opened.await.expect("a log-in").session
+    }
+}
+
+async fn command(session: &crate::PullSession, command: Value) -> Value {
+    let reply = session.command(command.to_string().as_bytes()).await;
+    serde_json::from_slice(&reply.json).expect("an object")
+}
+
+async fn poll(session: &crate::PullSession, ack: Option<u64>, wait: Duration) -> Value {
+    let body = session.poll(ack, wait, 100, Duration::ZERO).await;
+    serde_json::from_slice(&body.expect("an answer")).expect("an object")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_pollers_that_left_before() {
+    let stage = Stage::new(|_| ());
+    let poller = stage.poller("poller").await;
+    assert!(poller.logout().await.refusal.is_none());
+    let began = clock::now();
+    stage.hub.drain(Duration::from_secs(10)).await;
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_when_the_poll_that_waits_has_its_bye() {
+    let stage = Stage::new(|_| ());
+    let poller = stage.poller("poller").await;
+    command(&poller, json!({"type": "join"})).await;
+    settle().await;
+    let began = clock::now();
+    let waiting = async {
+        let first = poll(&poller, None, Duration::from_secs(20)).await;
+        poll(&poller, first["next"].as_u64(), Duration::from_secs(20)).await
+    };
+    let drain = async {
+        sleep(Duration::from_millis(10)).await;
+        stage.hub.drain(Duration::from_secs(10)).await;
+    };
+    let (last, ()) = tokio::join!(waiting, drain);
+    assert_eq!(last["events"][0]["code"], "shutting_down");
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_that_is_given_up_happens_all_the_same() {
+    let stage = Stage::new(|_| ());
+    let poller = stage.poller("poller").await;
+    for room in ["a", "b", "c"] {
+        command(&poller, json!({"type": "join", "room": room})).await;
+    }
+    {
+        let mut logout = std::pin::pin!(poller.logout());
+        let first = poll_fn(|cx| Poll::Ready(logout.as_mut().poll(cx).is_ready())).await;
+        assert!(!first, "it waits for the lanes");
+    }
+    settle().await;
+    assert_eq!(stage.hub.sessions(), 0);
+    let reply = command(&poller, json!({"type": "join", "room": "d", "id": 7})).await;
+    assert_eq!(
+        (
+            &reply["id"],
+            &reply["code"],
+            &reply["end"],
+            &reply["retry_ms"]
+        ),
+        (
+            &json!(7),
+            &json!("session_expired"),
+            &json!("logout"),
+            &Value::Null
+        )
+    );
+    assert!(reply.as_object().unwrap().contains_key("retry_ms"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_in_under_way_when_the_drain_begins_is_refused() {
+    struct Slow;
+    #[async_trait]
+    impl Authenticator for Slow {
+        async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+            sleep(Duration::from_secs(2)).await;
+            Everybody.authenticate(request).await
+        }
+    }
+    let stage = Stage::new(|_| ());
+    let link = ChainLink {
+        name: "all".into(),
+        authenticator: Arc::new(Slow),
+        timeout: Duration::from_secs(5),
+    };
+    let scope = stage.hub.scope(ScopeConfig {
+        name: "pipe".into(),
+        auth: vec![link],
+        timeout: TIMEOUT,
+        login_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+    });
+    let login = stage
+        .hub
+        .open(&scope, Stage::peer(), br#"{"user":"late"}"#, None);
+    let drain = async {
+        sleep(Duration::from_secs(1)).await;
+        stage.hub.drain(Duration::from_secs(10)).await;
+    };
+    let (opened, ()) = tokio::join!(login, drain);
+    assert_eq!(opened.unwrap_err().code, crate::ErrorCode::ShuttingDown);
+    assert_eq!(stage.hub.sessions(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_events_never_names_a_next_beyond_what_was_given() {
+    let stage = Stage::new(|_| ());
+    let poller = stage.poller("poller").await;
+    command(&poller, json!({"type": "join"})).await;
+    settle().await;
+    let first = poll(&poller, None, Duration::ZERO).await;
+    assert_eq!((&first["first"], &first["next"]), (&json!(1), &json!(2)));
+    let superseded = poll(&poller, Some(2), Duration::from_secs(20));
+    let newer = async {
+        settle().await;
+        let newer = poll(&poller, Some(2), Duration::from_secs(1)).await;
+        command(&poller, json!({"type": "send", "text": "x"})).await;
+        newer
+    };
+    let (superseded, newer) = tokio::join!(superseded, newer);
+    assert_eq!(superseded["superseded"], true);
+    for empty in [superseded, newer] {
+        assert_eq!(
+            (&empty["first"], &empty["next"]),
+            (&json!(2), &json!(2)),
+            "{empty}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_polls_waits_while_its_room_is_behind() {
+    let stage = Stage::new(|config| {
+        config.limits.sends = Rate::Unlimited;
+        config.limits.commands = Rate::Unlimited;
+        config.limits.room_inbox = Size(1 << 10);
+    });
+    let poller = stage.poller("poller").await;
+    command(&poller, json!({"type": "join"})).await;
+    let text = "x".repeat(2000);
+    let mut send = std::pin::pin!(command(&poller, json!({"type": "send", "text": text})));
+    let at_once = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx).is_ready())).await;
+    assert!(!at_once, "the lane has to walk it first");
+    assert_eq!(send.await["type"], "sent");
 }
 
 /// A log that takes its time: proposals get their places in order, and come back late, repeatedly and shuffled.

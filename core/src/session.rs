@@ -2,7 +2,7 @@
 //!
 //! A session owns everything that the server keeps for its client: the name, the memberships, the outlet with its
 //! queue, the limits, its place with the reaper. Ending is one step that can come from any side, happens once, and
-//! frees all of it. `session` and `room` never read the wall clock and never touch a socket.
+//! frees all of it. A session touches no socket; the wall clock only stamps what it proposes.
 
 use std::{
     fmt,
@@ -21,8 +21,10 @@ use serde_json::value::RawValue;
 use tokio::time::{Sleep, sleep_until};
 
 use crate::{
-    CloseReason, ErrorCode, LeaveReason, Refusal,
-    adapter::{Answer, CallbackAdapter, Delivery, Outlet, Progress, PushOutlet, Slot, TryWrite},
+    CloseReason, End, ErrorCode, LeaveReason, Refusal,
+    adapter::{
+        Answer, CallbackAdapter, Delivery, Load, Outlet, Progress, PushOutlet, Slot, TryWrite,
+    },
     clock::{self, AtomicInstant, Instant},
     config::{DuplicateLogin, OnAbuse},
     hub::BanKey,
@@ -71,6 +73,8 @@ pub(crate) struct Session {
     violations: Bucket,
     polls: Bucket,
     creations: OnceLock<Bucket>,
+    /// Held while the session ends, from the first change to the last.
+    ending: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -92,7 +96,7 @@ enum Phase {
     /// Connected, not logged in.
     Fresh,
     Active,
-    Ended(CloseReason),
+    Ended(End),
 }
 
 /// What has become of a command.
@@ -101,8 +105,8 @@ pub(crate) enum Done {
     Replied(Answer),
     /// Will be answered through its slot; no other command runs before.
     Barrier,
-    /// Will be answered through its slot.
-    Slot,
+    /// Will be answered through its slot. Who sends on waits while that room is behind.
+    Slot(Arc<Room>),
     /// A log-in: whoever runs the session awaits it.
     LogIn(LogIn),
     /// A log-out: these slots are answered, with nothing, once everything so far has reached the client. Then whoever
@@ -186,6 +190,7 @@ impl Session {
             violations: Bucket::new(limits.violations),
             polls: Bucket::new(polls),
             creations: OnceLock::new(),
+            ending: Mutex::new(()),
             state: Mutex::new(State {
                 phase: Phase::Fresh,
                 id: None,
@@ -215,9 +220,9 @@ impl Session {
         self.state.lock().phase == Phase::Active
     }
 
-    pub(crate) fn ended(&self) -> Option<CloseReason> {
+    pub(crate) fn ended(&self) -> Option<End> {
         match self.state.lock().phase {
-            Phase::Ended(reason) => Some(reason),
+            Phase::Ended(end) => Some(end),
             Phase::Fresh | Phase::Active => None,
         }
     }
@@ -251,19 +256,34 @@ impl Session {
 
     /// The `error` object for a refusal, which is counted; too many, and the session will end or be muted.
     pub(crate) fn refuse(&self, id: Option<u64>, refusal: &Refusal) -> Frame {
-        let hub = &self.scope.hub;
-        hub.telemetry.refused_command(refusal.code);
-        if refusal.code.is_violation() && self.violations.take().is_err() {
-            match hub.config.limits.on_abuse {
-                OnAbuse::End => self.is_abusive.store(true, Ordering::Release),
-                OnAbuse::Mute(span) => self.state.lock().muted_until = Some(clock::now() + span),
-                OnAbuse::Ban(span) => {
-                    hub.ban(self.ban_key(), span);
-                    self.is_abusive.store(true, Ordering::Release);
-                }
-            }
+        self.scope.hub.telemetry.refused_command(refusal.code);
+        if refusal.code.is_violation() {
+            self.violate();
         }
         Frame::from_json(&refusal.to_json(id))
+    }
+
+    /// Counts a rule as broken.
+    fn violate(&self) {
+        if self.violations.take().is_ok() {
+            return;
+        }
+        let hub = &self.scope.hub;
+        match hub.config.limits.on_abuse {
+            OnAbuse::End => self.is_abusive.store(true, Ordering::Release),
+            OnAbuse::Mute(span) => {
+                let now = clock::now();
+                let mut state = self.state.lock();
+                // Being refused while muted makes it no longer: who waits as told is heard.
+                if state.muted_until.is_none_or(|until| until <= now) {
+                    state.muted_until = Some(now + span);
+                }
+            }
+            OnAbuse::Ban(span) => {
+                hub.ban(self.ban_key(), span);
+                self.is_abusive.store(true, Ordering::Release);
+            }
+        }
     }
 
     fn ban_key(&self) -> BanKey {
@@ -278,13 +298,14 @@ impl Session {
         Answer::refused(self.refuse(id, &refusal), refusal)
     }
 
-    /// Runs one command. `barred`: replies are still owed, so that a command which must wait for them is not begun.
+    /// Runs one command, in the order of checks that the protocol gives.
     pub(crate) fn execute(self: &Arc<Self>, command: &Command<'_>) -> Done {
         let id = command.id;
         let answer = |result: Result<Done, Refusal>| {
             result.unwrap_or_else(|refusal| Done::Replied(self.refused(id, refusal)))
         };
         let Some(kind) = command.kind else {
+            self.meter();
             return answer(Err(Refusal::new(
                 ErrorCode::UnknownType,
                 "The server knows no command of that type.",
@@ -301,6 +322,7 @@ impl Session {
         match (kind, is_fresh) {
             (Kind::Login, true) => return answer(self.log_in(command)),
             (Kind::Login, false) => {
+                self.meter();
                 return answer(Err(Refusal::new(
                     ErrorCode::AlreadyLoggedIn,
                     "There is a session already; log out first.",
@@ -330,6 +352,13 @@ impl Session {
             Kind::History => Err(not_yet("history")),
             Kind::Login | Kind::Logout => unreachable!("handled above"),
         })
+    }
+
+    /// Spends the rate for commands on one that is refused before its rate is asked.
+    fn meter(&self) {
+        if self.is_active() && self.commands.take().is_err() {
+            self.violate();
+        }
     }
 
     /// Asks each room's lane to come by when it has handed over what was accepted so far.
@@ -401,7 +430,21 @@ impl Session {
             return Ok(Done::Barrier);
         }
         let most = hub.config.limits.rooms_per_session;
-        if self.state.lock().memberships.len() >= most {
+        let (rooms, is_under_way) = {
+            let mut state = self.state.lock();
+            state.memberships.retain(|held| !held.is_refused());
+            let is_under_way = |held: &Arc<Membership>| *held.room.name == *room_name;
+            (
+                state.memberships.len(),
+                state.memberships.iter().any(is_under_way),
+            )
+        };
+        if is_under_way {
+            // Its request was given up, and its log has not answered yet.
+            let refusal = Refusal::new(ErrorCode::Unavailable, "You are being let into that room.");
+            return Err(refusal.retry(Duration::from_millis(100)));
+        }
+        if rooms >= most {
             let message = format!("You are in {most} rooms, which is the most; leave one first.");
             return Err(Refusal::new(ErrorCode::TooMany, message));
         }
@@ -476,7 +519,13 @@ impl Session {
         let name = self.state.lock().name.clone().ok_or_else(not_joined)?;
         let hub = &self.scope.hub;
         let limit = hub.config.limits.message_bytes.0;
-        let mut draft = Draft::new(&name.shown, &room.name, text, data.map(compact), limit);
+        let mut draft = Draft::new(
+            &name.shown,
+            &room.name,
+            text,
+            data.map(compact).transpose()?,
+            limit,
+        );
         for validator in &room.options.validators {
             validator
                 .check(&mut draft)
@@ -507,7 +556,7 @@ impl Session {
         };
         let proposal = self.proposal(event, name.clone(), Some(&membership), Some(ticket), None);
         hub.log.submit(room, proposal);
-        Ok(Done::Slot)
+        Ok(Done::Slot(Arc::clone(room)))
     }
 
     fn users(self: &Arc<Self>, id: Option<u64>, fields: &Fields<'_>) -> Result<Done, Refusal> {
@@ -521,7 +570,7 @@ impl Session {
         let hub = &self.scope.hub;
         let most = hub.config.limits.page_names;
         let limit = limit.unwrap_or(DEFAULT_PAGE).min(most);
-        let after = after.map(|after| hub.config.names.key(&after));
+        let after = after.map(|after| hub.config.names.order(&after));
         Ok(Done::Replied(
             membership.room.page(id, after.as_deref(), limit).into(),
         ))
@@ -597,7 +646,11 @@ impl Session {
         // What is not the peer's doing does not use up its attempts.
         if !matches!(
             code,
-            ErrorCode::Unavailable | ErrorCode::ShuttingDown | ErrorCode::RateLimited
+            ErrorCode::Unavailable
+                | ErrorCode::ShuttingDown
+                | ErrorCode::RateLimited
+                | ErrorCode::TooMany
+                | ErrorCode::Internal
         ) {
             self.state.lock().failed_logins += 1;
         }
@@ -631,6 +684,11 @@ impl Session {
         if kinds.into_iter().filter(|there| *there).count() > 1 {
             return Err(Refusal::bad_request(
                 "Only one of password, token and resume may be there.",
+            ));
+        }
+        if token.is_some() && user.is_some() {
+            return Err(Refusal::bad_request(
+                "user and token can't both be there: a token says whose it is.",
             ));
         }
         if password.is_some() && user.is_none() {
@@ -706,7 +764,7 @@ impl Session {
                     Refusal::new(ErrorCode::AuthFailed, public)
                 }))
             }
-            Verdict::Abstain => Err(Refusal::auth_failed()),
+            Verdict::Abstain => unreachable!("a chain never abstains"),
         }
     }
 
@@ -736,12 +794,17 @@ impl Session {
         loop {
             let mut state = self.state.lock();
             if state.phase != Phase::Fresh {
-                return Err(Refusal::new(
-                    ErrorCode::AlreadyLoggedIn,
-                    "The connection has ended.",
-                ));
+                let message = "The log-in took too long; try again.";
+                return Err(
+                    Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
+                );
             }
             match hub.registry.reserve(&name.key, identity.as_ref(), self) {
+                Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
+                    drop(state);
+                    // It is about to let go of the name, and has to leave its rooms before.
+                    drop(old.ending.lock());
+                }
                 Err(Taken::Same(old))
                     if hub.config.sessions.duplicate_login == DuplicateLogin::Replace =>
                 {
@@ -769,6 +832,14 @@ impl Session {
                     break;
                 }
             }
+        }
+        if hub.is_draining() {
+            // The drain may have looked for sessions already.
+            self.end(CloseReason::ShuttingDown);
+            return Err(
+                Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
+                    .retry(hub.retry_after_drain()),
+            );
         }
         self.touch();
         let timeout = self.scope.timeout;
@@ -807,18 +878,20 @@ impl Session {
     pub(crate) fn end_with(self: &Arc<Self>, ending: Ending) -> Frame {
         let Ending {
             reason,
-            id,
+            id: command,
             close_code,
             is_told,
         } = ending;
         let hub = &self.scope.hub;
+        let _ending = self.ending.lock();
         let retry_ms = reason.may_return().then(|| hub.retry_ms(reason));
         let bye = Frame::encode(&Say::Bye {
-            id,
+            id: command,
             code: reason,
             message: reason.advice(),
             retry_ms,
         });
+        let end = End { reason, retry_ms };
         let (was_active, id, name, memberships, reservation, watching) = {
             let mut state = self.state.lock();
             let was_active = match state.phase {
@@ -826,54 +899,41 @@ impl Session {
                 Phase::Fresh => false,
                 Phase::Active => true,
             };
-            state.phase = Phase::Ended(reason);
+            state.phase = Phase::Ended(end);
             let name = state.name.clone();
             let memberships = std::mem::take(&mut state.memberships);
+            let (reservation, watching) = (state.reservation.take(), state.watching.take());
             (
                 was_active,
                 state.id,
                 name,
                 memberships,
-                state.reservation.take(),
-                state.watching.take(),
+                reservation,
+                watching,
             )
         };
         drop(watching);
-        // The name is free before anybody hears of the end: the client itself may come back at once.
-        drop(reservation);
-        let told = is_told.then_some(&bye);
-        let code = close_code.unwrap_or_else(|| reason.websocket_code());
-        self.outlet.close(
-            told,
-            code,
-            reason.code(),
-            reason == CloseReason::SlowConsumer,
-        );
         if let (Some(name), Some(leave)) = (name, reason.leave_reason()) {
             // Children first, in the reverse of the order in which they came.
             for membership in memberships.into_iter().rev() {
                 let pin = hub.rooms.pin(&membership.room);
-                let proposal = self.proposal(
-                    Event::Leave(leave),
-                    name.clone(),
-                    Some(&membership),
-                    None,
-                    Some(pin),
-                );
+                let event = Event::Leave(leave);
+                let proposal =
+                    self.proposal(event, name.clone(), Some(&membership), None, Some(pin));
                 hub.log.submit(&membership.room, proposal);
             }
         }
+        // Free before the client hears of its end: it may come back at once. Whoever asks for the name before this
+        // waits for it.
+        drop(reservation);
         if let Some(id) = id {
-            let rest = matches!(self.outlet, Outlet::Pull(_)).then(|| Arc::clone(self));
-            hub.registry.end(
-                id,
-                Ended {
-                    reason,
-                    retry_ms,
-                    rest,
-                },
-            );
+            let rest = self.is_pull().then(|| Arc::clone(self));
+            hub.registry.end(id, Ended { end, rest });
         }
+        let told = is_told.then_some(&bye);
+        let code = close_code.unwrap_or_else(|| reason.websocket_code());
+        let drops_queue = reason == CloseReason::SlowConsumer;
+        self.outlet.close(told, code, reason.code(), drops_queue);
         if was_active {
             self.scope.metrics.ended(reason);
         } else {
@@ -890,6 +950,10 @@ impl Session {
         if let Some(id) = id {
             self.scope.hub.registry.rest_acknowledged(id);
         }
+    }
+
+    pub(crate) fn is_pull(&self) -> bool {
+        matches!(self.outlet, Outlet::Pull(_))
     }
 
     /// Whether a polling session that has ended was given its last events.
@@ -1007,8 +1071,8 @@ impl PushSession {
         let limit = scope.hub.config.limits.member_queue.0;
         let outlet = Outlet::Push(PushOutlet::new(socket, framing, limit, &scope.metrics));
         let session = Session::new(Arc::clone(scope), peer, outlet);
-        session.watch_login();
         scope.hub.registry.greet(&session);
+        session.watch_login();
         if scope.hub.is_draining() {
             // The drain may have looked for strangers already.
             session.end(CloseReason::ShuttingDown);
@@ -1060,15 +1124,20 @@ impl PushSession {
         self.cork();
         match Command::parse(frame, None) {
             Err(Malformed { id, refusal }) => {
-                let was_active = self.session.is_active();
+                let is_stranger = !self.session.is_active();
+                // What is no object before log-in is another protocol; an object with a fault is a failed log-in.
+                let is_foreign = is_stranger && refusal.code == ErrorCode::BadJson;
+                if is_stranger {
+                    self.session.count_failed_login(refusal.code);
+                }
                 self.reply(self.session.refused(id, refusal));
-                if !was_active {
+                if is_foreign {
                     self.session.end(CloseReason::ProtocolError);
                 }
             }
             Ok(command) => {
                 let must_wait = matches!(command.kind, Some(Kind::Join | Kind::Leave));
-                if must_wait && self.outlet().owed().0 > 0 {
+                if must_wait && self.outlet().load().owed > 0 {
                     self.held = Some(frame.into());
                     return;
                 }
@@ -1086,10 +1155,9 @@ impl PushSession {
                 self.barrier = !slots.is_empty();
                 self.logout = Some(command.id);
             }
-            Done::Slot => {
-                let (owed, unanswered) = self.outlet().owed();
-                self.crowded = owed >= MAX_OWED || unanswered >= MAX_UNANSWERED;
-                self.behind = self.session.backlogged_room();
+            Done::Slot(room) => {
+                self.note_load();
+                self.behind = room.is_backlogged().then_some(room);
             }
             Done::Ended => (),
         }
@@ -1104,7 +1172,16 @@ impl PushSession {
         } else if self.session.is_abusive() {
             self.session.end(CloseReason::Abuse);
         }
-        self.crowded = self.outlet().owed().0 >= MAX_OWED;
+        self.note_load();
+    }
+
+    /// Takes no further command while too much is under way, or the client does not take what it asked for.
+    fn note_load(&mut self) -> Load {
+        let load = self.outlet().load();
+        self.barrier &= load.owed > 0;
+        self.crowded = load.owed >= MAX_OWED || load.unanswered >= MAX_UNANSWERED;
+        self.blocked = load.is_blocked;
+        load
     }
 
     /// Ends the session whose queue is over its bound.
@@ -1206,7 +1283,7 @@ impl PushSession {
     /// Whether everything that was asked is answered.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.is_ready() && self.outlet().owed().0 == 0
+        self.is_ready() && self.outlet().load().owed == 0
     }
 
     /// Writes bytes of the transport's own, such as a pong, in order with everything else.
@@ -1247,7 +1324,7 @@ impl PushSession {
             self.poll_behind(cx);
             self.poll_held();
             if let Some(id) = self.logout
-                && self.outlet().owed().0 == 0
+                && self.outlet().load().owed == 0
             {
                 self.logout = None;
                 self.session.end_with(Ending {
@@ -1270,25 +1347,26 @@ impl PushSession {
                 self.behind = None;
             }
             let progress = self.outlet().poll_flush(cx);
-            let owed = self.outlet().owed();
-            self.barrier &= owed.0 > 0;
-            self.crowded = owed.0 >= MAX_OWED || owed.1 >= MAX_UNANSWERED;
-            self.blocked = matches!(progress, Progress::Blocked(_));
-            let held_up =
-                self.login.is_some() || self.behind.is_some() || self.barrier || self.crowded;
+            let load = self.note_load();
+            // While the server, or a queue that the client still takes from, holds it up, its idle clock stands still;
+            // a queue without progress has a time of its own.
+            let held_up = self.login.is_some()
+                || self.behind.is_some()
+                || self.barrier
+                || self.crowded
+                || self.blocked;
             self.session.held_up.store(held_up, Ordering::Relaxed);
             match progress {
-                Progress::Finished => {
-                    return Poll::Ready(ended.unwrap_or(CloseReason::Disconnected));
-                }
+                Progress::Finished => return Poll::Ready(self.reason()),
                 Progress::Lost => {
                     self.session.end(CloseReason::Disconnected);
-                    return Poll::Ready(self.session.ended().unwrap_or(CloseReason::Disconnected));
+                    return Poll::Ready(self.reason());
                 }
                 Progress::Idle => {
                     self.timer = None;
-                    // A command held back may be free to run now.
-                    if self.held.is_some() && owed.0 == 0 {
+                    // What waited for the replies may go on now: the answer may have come while this task was
+                    // running, and then nobody wakes it.
+                    if load.owed == 0 && (self.held.is_some() || self.logout.is_some()) {
                         continue;
                     }
                     return Poll::Pending;
@@ -1308,13 +1386,19 @@ impl PushSession {
                     if timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    if let Some(reason) = ended {
-                        return Poll::Ready(reason);
+                    if ended.is_some() {
+                        return Poll::Ready(self.reason());
                     }
                     self.session.end(CloseReason::SlowConsumer);
                 }
             }
         }
+    }
+
+    /// How the session ended.
+    fn reason(&self) -> CloseReason {
+        let end = self.session.ended();
+        end.map_or(CloseReason::Disconnected, |end| end.reason)
     }
 
     fn poll_login(&mut self, cx: &mut Context<'_>) {
@@ -1335,25 +1419,13 @@ impl PushSession {
     }
 
     fn poll_held(&mut self) {
-        if self.held.is_some() && self.outlet().owed().0 == 0 {
+        if self.held.is_some() && self.outlet().load().owed == 0 {
             let frame = self.held.take().expect("just seen");
             self.cork();
             if let Ok(command) = Command::parse(&frame, None) {
                 self.run(&command);
             }
         }
-    }
-}
-
-impl Session {
-    /// A room of the session's whose lane is behind: its publishers wait.
-    fn backlogged_room(&self) -> Option<Arc<Room>> {
-        let state = self.state.lock();
-        let behind = state
-            .memberships
-            .iter()
-            .find(|membership| membership.room.is_backlogged());
-        behind.map(|membership| Arc::clone(&membership.room))
     }
 }
 

@@ -413,6 +413,11 @@ impl Connection {
                 self.session.control_frame();
                 true
             }
+            Ok(Message::Close(Some(frame))) if !frame.code.is_allowed() => {
+                self.session
+                    .protocol_error(Some(CloseCode::Protocol.into()));
+                false
+            }
             Ok(Message::Close(frame)) => {
                 // The reply to it is said on the next call; then nothing more is read.
                 let _ = self.protocol.flush(feed);
