@@ -224,13 +224,24 @@ impl Outlet {
         }
     }
 
-    /// Queues `bye` as the last thing; whatever is handed over later is dropped. `None`: the peer is gone.
-    pub(crate) fn close(&self, bye: Option<&Frame>, code: u16, word: &str, drop_queue: bool) {
+    /// Says the last words; whatever is handed over later is dropped.
+    pub(crate) fn close(&self, last: &LastWords<'_>) {
         match self {
-            Self::Push(push) => push.close(bye, code, word, drop_queue),
-            Self::Pull(pull) => pull.close(bye),
+            Self::Push(push) => push.close(last),
+            Self::Pull(pull) => pull.close(last.bye),
         }
     }
+}
+
+/// How a session takes leave of its client. A peer that is gone is told nothing.
+#[derive(Debug, Default)]
+pub(crate) struct LastWords<'a> {
+    /// The last object.
+    pub(crate) bye: Option<&'a Frame>,
+    /// The code and the word of what the framing says at the end.
+    pub(crate) closing: Option<(u16, &'static str)>,
+    /// Whether to say it before what is queued, but for a piece that was begun.
+    pub(crate) drop_queue: bool,
 }
 
 /// The way to a client that holds a connection open.
@@ -496,20 +507,24 @@ impl PushOutlet {
         }
     }
 
-    fn close(&self, bye: Option<&Frame>, code: u16, word: &str, drop_queue: bool) {
+    fn close(&self, last: &LastWords<'_>) {
         let mut out = self.out.lock();
         if out.state == State::Open {
-            if drop_queue {
+            if last.drop_queue {
                 let before = out.cost;
                 out.keep_torn_piece();
                 report(&self.queued, before, out.cost);
             }
-            if let Some(bye) = bye {
-                let mut last = bye.as_framed(self.framing).to_vec();
-                last.extend_from_slice(&self.framing.closing(code, word));
-                self.write_locked(&mut out, &last.into());
-            } else {
-                self.flush_cork(&mut out);
+            self.flush_cork(&mut out);
+            let mut words = Vec::new();
+            if let Some(bye) = last.bye {
+                words.extend_from_slice(bye.as_framed(self.framing));
+            }
+            if let Some((code, word)) = last.closing {
+                words.extend_from_slice(&self.framing.closing(code, word));
+            }
+            if !words.is_empty() {
+                self.write_locked(&mut out, &words.into());
             }
             if out.state == State::Open {
                 out.state = State::Closing;

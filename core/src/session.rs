@@ -23,7 +23,8 @@ use tokio::time::{Sleep, sleep_until};
 use crate::{
     CloseReason, End, ErrorCode, LeaveReason, Refusal,
     adapter::{
-        Answer, CallbackAdapter, Delivery, Load, Outlet, Progress, PushOutlet, Slot, TryWrite,
+        Answer, CallbackAdapter, Delivery, LastWords, Load, Outlet, Progress, PushOutlet, Slot,
+        TryWrite,
     },
     clock::{self, AtomicInstant, Instant},
     config::{DuplicateLogin, OnAbuse},
@@ -930,10 +931,14 @@ impl Session {
             let rest = self.is_pull().then(|| Arc::clone(self));
             hub.registry.end(id, Ended { end, rest });
         }
-        let told = is_told.then_some(&bye);
         let code = close_code.unwrap_or_else(|| reason.websocket_code());
-        let drops_queue = reason == CloseReason::SlowConsumer;
-        self.outlet.close(told, code, reason.code(), drops_queue);
+        // An echo speaks the transport's protocol and no other.
+        let speaks_chat = !self.is_echo.load(Ordering::Relaxed);
+        self.outlet.close(&LastWords {
+            bye: (is_told && speaks_chat).then_some(&bye),
+            closing: is_told.then_some((code, reason.code())),
+            drop_queue: reason == CloseReason::SlowConsumer,
+        });
         if was_active {
             self.scope.metrics.ended(reason);
         } else {

@@ -82,7 +82,7 @@ impl VerdictLabel {
     }
 }
 
-/// Why a connection or an HTTP request was turned away before it reached any session.
+/// Why a connection or an HTTP request was turned away, or given up, outside of any session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RefusedReason {
@@ -114,10 +114,12 @@ pub enum RefusedReason {
     Draining,
     /// The process has no descriptor left for it.
     Descriptors,
+    /// An HTTP answer was not read in `write_timeout`.
+    WriteTimeout,
 }
 
 impl RefusedReason {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::TooManyConnections,
         Self::TooManyPerAddress,
         Self::ConnectRate,
@@ -132,6 +134,7 @@ impl RefusedReason {
         Self::TooLarge,
         Self::Draining,
         Self::Descriptors,
+        Self::WriteTimeout,
     ];
 
     const fn label(self) -> &'static str {
@@ -150,6 +153,7 @@ impl RefusedReason {
             Self::TooLarge => "too_large",
             Self::Draining => "draining",
             Self::Descriptors => "descriptors",
+            Self::WriteTimeout => "write_timeout",
         }
     }
 }
