@@ -1,11 +1,18 @@
 //! The real program: its commands, its exit codes, its signals.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    process::Command,
+    time::timeout,
+};
 
-use crate::harness::{Client, Http, Over, Program, Request, Setup, Sloth, eventually};
+use crate::harness::{
+    Client, Http, Over, PATIENCE, PROGRAM, Program, Request, Setup, Sloth, eventually,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn alone_it_serves_this_machine() {
@@ -131,6 +138,47 @@ async fn a_password_that_was_set_lets_its_user_in() {
     .await;
     let (code, _, errors) = Program::run(&["passwd", file, "eve"], "").await;
     assert_eq!(code, Some(1), "no password is none: {errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_terminal_a_password_is_asked_twice_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("users.txt");
+    let command = format!("{PROGRAM} passwd {} dave", file.display());
+    for (typed, code) in [
+        ("correct horse\ncorrect horse\n", 0),
+        ("correct horse\ncorrect house\n", 1),
+    ] {
+        // A terminal of its own; each line is typed when it is asked for.
+        let mut terminal = Command::new("script")
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("`script` is a part of every Debian");
+        let mut keyboard = terminal.stdin.take().unwrap();
+        let mut screen = terminal.stdout.take().unwrap();
+        let mut shown = String::new();
+        for (asked, line) in typed.split_inclusive('\n').enumerate() {
+            while shown.matches(':').count() <= asked {
+                let mut piece = [0; 256];
+                let count = timeout(PATIENCE, screen.read(&mut piece)).await;
+                let count = count.expect("a question").unwrap();
+                assert!(count > 0, "no question: {shown}");
+                shown += &String::from_utf8_lossy(&piece[..count]);
+            }
+            keyboard.write_all(line.as_bytes()).await.unwrap();
+        }
+        let mut rest = String::new();
+        screen.read_to_string(&mut rest).await.unwrap();
+        shown += &rest;
+        let status = timeout(PATIENCE, terminal.wait()).await.expect("an end");
+        assert_eq!(status.unwrap().code(), Some(code), "{shown}");
+        assert!(!shown.contains("correct"), "{shown}");
+    }
+    let lines = std::fs::read_to_string(file).unwrap();
+    assert!(lines.starts_with("dave:$argon2id$"), "{lines}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

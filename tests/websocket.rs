@@ -1,6 +1,6 @@
 //! What holds for WebSocket alone: the upgrade, its frames, its closes.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::{SinkExt, StreamExt};
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
     time::timeout,
 };
 use tokio_tungstenite::{client_async, tungstenite::Message};
@@ -547,4 +548,46 @@ async fn a_listing_of_hosts_serves_those() {
     let welcome = json!({"type": "login", "user": "alice"});
     let mut alice = Client::connect(server.addr(Over::WebSocket), Over::WebSocket, "alice").await;
     alice.log_in(welcome).await;
+}
+
+/// The conformance cases that the field knows: framing, pings, fragments, UTF-8, closes, limits. Those of compression,
+/// which the server does not offer, are left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cases_of_autobahn_pass() {
+    let setup = Setup::tables(
+        "[limits]\nframe_bytes = \"16MiB\"\nmember_queue = \"64MiB\"\ncommands = \"unlimited\"",
+    );
+    let server = setup
+        .on(Over::WebSocket, "ws_echo = \"/ws-echo\"")
+        .start()
+        .await;
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin/kosoku");
+    let reports = server.folder().join("reports");
+    let mut cases = Command::new(&tool);
+    cases
+        .args(["--mode", "fuzzingclient", "--parallelism", "4"])
+        .args(["--exclude", "12.*", "--exclude", "13.*", "--outdir"])
+        .arg(&reports)
+        .arg(format!("{}/ws-echo", server.addr(Over::WebSocket)))
+        .kill_on_drop(true);
+    let played = timeout(Duration::from_secs(120), cases.output()).await;
+    let played = played.expect("the cases end");
+    let played = played
+        .unwrap_or_else(|error| panic!("{error}: {tool:?} (bash tests/run --install gets it)"));
+    let index = std::fs::read_to_string(reports.join("index.json"));
+    let index = index.unwrap_or_else(|error| panic!("{error}: {played:?}"));
+    let index: Value = serde_json::from_str(&index).unwrap();
+    let cases = index.as_object().unwrap().values().next().unwrap();
+    let cases = cases.as_object().unwrap();
+    assert_eq!(cases.len(), 301, "247 core cases and 54 of limits");
+    let mut failed = Vec::new();
+    for (name, case) in cases {
+        let holds = |key: &str| matches!(case[key].as_str(), Some("OK" | "INFORMATIONAL"));
+        // Where the verdict comes a little later than the strictest reading wants.
+        let may_be_late = name.starts_with("6.4.") && case["behavior"] == "NON-STRICT";
+        if !(holds("behavior") || may_be_late) || !holds("behaviorClose") {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
 }
