@@ -3,12 +3,30 @@
 //! - A log-in takes the same time whether or not the file has its user.
 //! - Hashing happens on threads of its own, so that it never holds up a connection, and behind a
 //!   bounded queue.
+//! - Each of these threads keeps the memory of its last argon2id hash for the next one, at most what
+//!   the largest hash in the file takes, and gives it back after two seconds without work.
 //! - The file is read again when it changes; a faulty one changes nothing.
 //!
 //! Sessions that are already there outlive a change of the file: nobody is logged out here.
+//!
+//! # Upper and lower case of user names
+//!
+//! A user logs in under the name exactly as the file spells it, yet the file can't have two users
+//! whose names differ in upper and lower case alone.
+//!
+//! They can't both be there because a server takes such names for one: of two people with them, the
+//! one who came second would find the name in use or end the session of the first.
+//!
+//! The other spellings don't log in because one user then has one name: the one that sessions,
+//! rooms, messages and logs carry, whatever was typed. Which letters count as equal depends on the
+//! version of Unicode, and an update must not decide whose password opens which account; for the
+//! file it only decides whether a line is refused, which its owner is told at once. A spelling that
+//! the file does not have is an unknown user like any other, left to the next authenticator after
+//! the same work.
 
 mod file;
 mod hash;
+mod memory;
 mod pool;
 mod watch;
 
@@ -36,6 +54,7 @@ use tracing::{error, info, warn};
 use self::{
     file::User,
     hash::Hash,
+    memory::Memory,
     pool::{Pool, Undone},
     watch::Watch,
 };
@@ -48,6 +67,9 @@ pub use self::{
 const PASSWORD_BYTES: usize = 1024;
 const MAX_THREADS: usize = 256;
 const MAX_QUEUE: usize = 10_000;
+/// How long a hash thread without work keeps its memory. Longer than `RETRY`, so that those who come
+/// again find it.
+const KEEP: Duration = Duration::from_secs(2);
 /// When to try again after the pool was full or a hash failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the file is looked at. A change has to last from one look to the next, so it is taken
@@ -75,7 +97,9 @@ pub struct Password {
     /// second, so that a change works within two.
     pub file: PathBuf,
     /// How many passwords may be hashed at the same time, each on a thread and a core of its own:
-    /// at most 256. 0, the default, means one less than there are cores, and at least 1.
+    /// at most 256. 0, the default, means one less than there are cores, and at least 1. Each takes
+    /// as much memory as the hash it computes, 19 MiB for one that [`set`] made and 2 GiB at most,
+    /// and gives that back after two seconds without work.
     #[serde(default)]
     pub hash_threads: usize,
     /// How many log-ins may wait for such a thread, at most 10,000; further ones are told to try
@@ -133,7 +157,7 @@ impl Password {
             0 => warn!(authenticator = %cx.name, "The password file has no user yet."),
             count => info!(authenticator = %cx.name, users = count, "Password file read."),
         }
-        let pool = Pool::new(threads, self.hash_queue).map_err(|error| {
+        let pool = Pool::new(threads, self.hash_queue, KEEP).map_err(|error| {
             BuildError::key(
                 "hash_threads",
                 format!("can't start {threads} hash threads: {error}"),
@@ -223,7 +247,7 @@ struct PasswordAuthenticator {
     users: RwLock<Arc<Users>>,
     /// A secret that picks which known user an unknown one is treated like.
     order: RandomState,
-    pool: Pool<Result<bool, HashFailed>>,
+    pool: Pool<Result<bool, HashFailed>, Memory>,
 }
 
 #[async_trait]
@@ -250,7 +274,13 @@ impl Authenticator for PasswordAuthenticator {
         }
         let hash = known.map_or_else(|| users.decoy(&self.order, user), |user| &user.hash);
         let (hash, password) = (Arc::clone(hash), password.clone());
-        match (self.pool.run(move || hash.check(&password)).await, known) {
+        let most = users.blocks;
+        let check = self.pool.run(move |memory| {
+            // A hash that the file no longer has may have been larger than all that it has now.
+            memory.limit(most);
+            hash.check(&password, memory)
+        });
+        match (check.await, known) {
             (Ok(Ok(true)), Some(user)) => Verdict::Allow(
                 Principal::vouched(user.name.as_str()).with_roles(user.roles.clone()),
             ),
@@ -292,6 +322,8 @@ struct Users {
     /// Every user's hash by the secret order of their names.
     ring: Vec<(u64, Arc<Hash>)>,
     nobodys: Arc<Hash>,
+    /// How many blocks of memory the largest of all these hashes takes.
+    blocks: usize,
 }
 
 impl Users {
@@ -309,10 +341,13 @@ impl Users {
             .into_iter()
             .map(|user| (user.name.clone(), Arc::new(user)))
             .collect();
+        let nobodys = Arc::new(Hash::nobodys());
+        let largest = ring.iter().map(|(_, hash)| hash.blocks()).max();
         Self {
             by_name,
             ring,
-            nobodys: Arc::new(Hash::nobodys()),
+            blocks: largest.unwrap_or_else(|| nobodys.blocks()),
+            nobodys,
         }
     }
 
@@ -341,12 +376,16 @@ mod tests {
         sync::mpsc,
     };
 
+    use argon2::Params;
     use chinwag_core::Lifecycle;
     use tempfile::TempDir;
     use tokio::{sync::oneshot, task::JoinSet};
 
     use super::{
-        hash::tests::{cheap, cheap_bcrypt},
+        hash::{
+            fresh,
+            tests::{cheap, cheap_bcrypt},
+        },
         pool::tests::{at_once, poll_once},
         *,
     };
@@ -404,7 +443,7 @@ mod tests {
             let (begun, started) = oneshot::channel();
             let authenticator = Arc::clone(authenticator);
             tasks.spawn(async move {
-                let held = authenticator.pool.run(move || {
+                let held = authenticator.pool.run(move |_| {
                     begun.send(()).unwrap();
                     opened.recv().ok();
                     Ok(false)
@@ -666,6 +705,29 @@ mod tests {
             log_in(&staff, "alice", "new").await,
             Verdict::Allow(_)
         ));
+    }
+
+    #[tokio::test]
+    async fn memory_is_kept_for_the_largest_hash_of_the_file_and_no_larger_one() {
+        let large = fresh(&"b".into(), Params::new(64, 1, 1, None).unwrap()).unwrap();
+        let small = cheap("a");
+        let folder = folder(&format!("alice:{small}\nbob:{large}\n"));
+        let path = folder.path().join("users");
+        let staff = start("file = \"users\"\nhash_threads = 1", &folder).await;
+        let holds = async |blocks: usize| {
+            let held = staff.pool.run(move |memory| Ok(memory.held() == blocks));
+            held.await.unwrap().unwrap()
+        };
+        for (user, password) in [("bob", "b"), ("alice", "a")] {
+            let verdict = log_in(&staff, user, password).await;
+            assert!(matches!(verdict, Verdict::Allow(_)), "{verdict:?}");
+            assert!(holds(64).await, "after {user}");
+        }
+
+        fs::write(&path, format!("alice:{small}\n")).unwrap();
+        staff.take(Users::read(&path, &staff.order));
+        assert!(is_wrong(&log_in(&staff, "alice", "b").await));
+        assert!(holds(8).await, "after the file was read anew");
     }
 
     #[tokio::test(start_paused = true)]

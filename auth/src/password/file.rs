@@ -423,7 +423,10 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::password::hash::tests::{cheap, cheap_bcrypt};
+    use crate::password::{
+        hash::tests::{cheap, cheap_bcrypt},
+        memory::Memory,
+    };
 
     fn names(text: &str) -> Vec<String> {
         parse(text.as_bytes())
@@ -459,7 +462,12 @@ mod tests {
                 ("жора", String::new())
             ]
         );
-        assert!(users[1].hash.check(&"b".into()).unwrap());
+        assert!(
+            users[1]
+                .hash
+                .check(&"b".into(), &mut Memory::default())
+                .unwrap()
+        );
         assert!(names("").is_empty());
     }
 

@@ -1,13 +1,18 @@
 //! The two kinds of hash that a password file may hold, and what they may cost.
 //!
-//! The libraries compare in constant time. Hashes are never printed: nothing here has `Debug` or
+//! Comparing takes constant time, as the libraries do it. Hashes are never printed: nothing here has `Debug` or
 //! `Display` but errors, and those speak of kinds and bounds only.
 
 use argon2::{
-    Argon2, Params, Version,
-    password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash},
+    Algorithm, Argon2, Params, Version,
+    password_hash::{
+        PasswordHasher,
+        phc::{Output, PasswordHash, Salt},
+    },
 };
 use secrecy::{ExposeSecret, SecretString};
+
+use super::memory::Memory;
 
 /// The most memory that one argon2id hash may take, in KiB: 2 GiB.
 const ARGON2_MEMORY: u32 = 1 << 21;
@@ -21,8 +26,15 @@ const BCRYPT_BYTES: usize = 72;
 
 /// A hash of a password, ready to check others against.
 pub(super) enum Hash {
-    Argon2(Box<PasswordHash>),
+    Argon2(Box<Argon2id>),
     Bcrypt(String),
+}
+
+/// An argon2id hash, taken apart.
+pub(super) struct Argon2id {
+    argon2: Argon2<'static>,
+    salt: Salt,
+    output: Output,
 }
 
 /// Why a hash can't be used.
@@ -77,25 +89,54 @@ impl Hash {
         Self::parse(text).expect("the text above is well formed")
     }
 
+    /// How many blocks of `Memory` checking a password takes.
+    pub(super) fn blocks(&self) -> usize {
+        match self {
+            Self::Argon2(hash) => hash.argon2.params().block_count(),
+            Self::Bcrypt(_) => 0,
+        }
+    }
+
     /// Whether `password` is the right one. Takes the same time for every wrong one.
     ///
     /// bcrypt ignores what comes after 72 bytes and repeats what comes before a NUL, so that
     /// several passwords share a hash. Those that it can't tell apart are wrong, after the same
     /// work as any other.
-    pub(super) fn check(&self, password: &SecretString) -> Result<bool, HashFailed> {
+    pub(super) fn check(
+        &self,
+        password: &SecretString,
+        memory: &mut Memory,
+    ) -> Result<bool, HashFailed> {
         let password = password.expose_secret().as_bytes();
         match self {
-            Self::Argon2(hash) => match Argon2::default().verify_password(password, &**hash) {
-                Ok(()) => Ok(true),
-                Err(password_hash::Error::PasswordInvalid) => Ok(false),
-                Err(error) => Err(HashFailed(format!("argon2id: {error}"))),
-            },
+            Self::Argon2(hash) => hash.check(password, memory),
             Self::Bcrypt(hash) => {
                 let matches = bcrypt::verify(password, hash)
                     .map_err(|error| HashFailed(format!("bcrypt: {error}")))?;
                 Ok(matches && password.len() <= BCRYPT_BYTES && !password.contains(&0))
             }
         }
+    }
+}
+
+impl Argon2id {
+    /// What the library's own `verify_password` does, but for the memory: that takes new one for
+    /// every password, and gives back little of it.
+    fn check(&self, password: &[u8], memory: &mut Memory) -> Result<bool, HashFailed> {
+        let failed = |error: &dyn std::fmt::Display| HashFailed(format!("argon2id: {error}"));
+        let blocks = memory
+            .blocks(self.argon2.params().block_count())
+            .map_err(|error| failed(&error))?;
+        let mut buffer = [0; Output::MAX_LENGTH];
+        let computed = buffer
+            .get_mut(..self.output.len())
+            .expect("no output is longer than the longest");
+        self.argon2
+            .hash_password_into_with_memory(password, &self.salt, computed, blocks)
+            .map_err(|error| failed(&error))?;
+        let computed = Output::new(computed).map_err(|error| failed(&error))?;
+        // In constant time, which comparing the bytes would not be.
+        Ok(computed == self.output)
     }
 }
 
@@ -107,7 +148,7 @@ pub(super) fn fresh(password: &SecretString, params: Params) -> Result<String, H
         .map_err(|error| HashFailed(format!("argon2id: {error}")))
 }
 
-fn parse_argon2(text: &str) -> Result<PasswordHash, BadHash> {
+fn parse_argon2(text: &str) -> Result<Argon2id, BadHash> {
     let hash = PasswordHash::new(text).map_err(|_malformed| BadHash::Argon2)?;
     // The library takes defaults of its own for what is missing, and then no password would ever be
     // right.
@@ -116,16 +157,21 @@ fn parse_argon2(text: &str) -> Result<PasswordHash, BadHash> {
         .all(|name| hash.params.get(*name).is_some());
     let version = hash
         .version
-        .is_some_and(|version| Version::try_from(version).is_ok());
-    if !named || !version || hash.salt.is_none() || hash.hash.is_none() {
+        .and_then(|version| Version::try_from(version).ok());
+    let (true, Some(version), Some(salt), Some(output)) = (named, version, hash.salt, hash.hash)
+    else {
         return Err(BadHash::Argon2);
-    }
+    };
     let params = Params::try_from(&hash).map_err(|_out_of_bounds| BadHash::Argon2)?;
     let work = u64::from(params.m_cost()) * u64::from(params.t_cost());
     if params.m_cost() > ARGON2_MEMORY || work > ARGON2_WORK {
         return Err(BadHash::Cost);
     }
-    Ok(hash)
+    Ok(Argon2id {
+        argon2: Argon2::new(Algorithm::Argon2id, version, params),
+        salt,
+        output,
+    })
 }
 
 #[cfg(test)]
@@ -144,7 +190,12 @@ pub(super) mod tests {
     }
 
     fn right(hash: &str, password: &str) -> bool {
-        Hash::parse(hash).unwrap().check(&password.into()).unwrap()
+        right_in(hash, password, &mut Memory::default())
+    }
+
+    fn right_in(hash: &str, password: &str, memory: &mut Memory) -> bool {
+        let hash = Hash::parse(hash).unwrap();
+        hash.check(&password.into(), memory).unwrap()
     }
 
     fn fault(hash: &str) -> BadHash {
@@ -166,6 +217,31 @@ pub(super) mod tests {
         assert!(right(&bcrypt.replace("$2y$", "$2a$"), "U*U"));
         assert!(right(&bcrypt.replace("$2y$", "$2b$"), "U*U"));
         assert!(!right(bcrypt, "U*U*"));
+    }
+
+    #[test]
+    fn what_was_hashed_before_in_the_same_memory_changes_nothing() {
+        let hashes: Vec<_> = [(8, 1, 1), (300, 2, 3), (64, 3, 2), (8, 1, 1)]
+            .into_iter()
+            .map(|(m, t, p)| {
+                let params = Params::new(m, t, p, Some(16)).unwrap();
+                fresh(&"secret".into(), params).unwrap()
+            })
+            .collect();
+        let mut memory = Memory::default();
+        for hash in hashes.iter().chain(hashes.iter().rev()) {
+            assert!(right_in(hash, "secret", &mut memory), "{hash}");
+            assert!(!right_in(hash, "Secret", &mut memory), "{hash}");
+        }
+    }
+
+    #[test]
+    fn it_takes_as_much_memory_as_it_says() {
+        let hash = fresh(&"secret".into(), Params::new(300, 1, 3, None).unwrap()).unwrap();
+        // Four slices of equal length in each of three lanes.
+        assert_eq!(Hash::parse(&hash).unwrap().blocks(), 300);
+        assert_eq!(Hash::nobodys().blocks(), 19_456);
+        assert_eq!(Hash::parse(&cheap_bcrypt("a")).unwrap().blocks(), 0);
     }
 
     #[test]
@@ -227,7 +303,7 @@ pub(super) mod tests {
         let Hash::Argon2(hash) = Hash::nobodys() else {
             panic!("not argon2id")
         };
-        let params = Params::try_from(&*hash).unwrap();
+        let params = hash.argon2.params();
         assert_eq!(
             (params.m_cost(), params.t_cost(), params.p_cost()),
             (

@@ -2,6 +2,9 @@
 //!
 //! At most `threads` pieces of work run and at most `queue` wait; what comes beyond that is refused
 //! at once. Work whose caller has gone is dropped unstarted. Work that has begun can't be stopped.
+//!
+//! Each thread lends its work a `K` that it keeps from one piece to the next, such as memory that
+//! takes a while to get.
 
 use std::{
     collections::VecDeque,
@@ -9,14 +12,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// The threads, which end when it is dropped: idle ones at once, busy ones after the work at hand.
-pub(super) struct Pool<T> {
-    shared: Arc<Shared<T>>,
+pub(super) struct Pool<T, K> {
+    shared: Arc<Shared<T, K>>,
 }
 
 /// Why a piece of work gave no result.
@@ -28,31 +32,33 @@ pub(super) enum Undone {
     Panicked,
 }
 
-struct Shared<T> {
-    queue: Mutex<Queue<T>>,
+struct Shared<T, K> {
+    queue: Mutex<Queue<T, K>>,
     changed: Condvar,
     threads: usize,
     bound: usize,
+    keep: Duration,
 }
 
-struct Queue<T> {
-    waiting: VecDeque<Job<T>>,
+struct Queue<T, K> {
+    waiting: VecDeque<Job<T, K>>,
     busy: usize,
     closed: bool,
 }
 
-struct Job<T> {
-    work: Box<dyn FnOnce() -> T + Send>,
+struct Job<T, K> {
+    work: Box<dyn FnOnce(&mut K) -> T + Send>,
     reply: oneshot::Sender<T>,
 }
 
-impl<T: Send + 'static> Pool<T> {
+impl<T: Send + 'static, K: Default + 'static> Pool<T, K> {
     /// Starts `threads` threads, before which up to `queue` pieces of work may wait; 0 lets none
-    /// wait.
+    /// wait. A thread without work for as long as `keep` drops its `K`, and so does one whose work
+    /// panicked; the next piece of work is lent a new one.
     ///
     /// # Errors
     /// When the system gives no more threads; those already started end.
-    pub(super) fn new(threads: usize, queue: usize) -> io::Result<Self> {
+    pub(super) fn new(threads: usize, queue: usize, keep: Duration) -> io::Result<Self> {
         let pool = Self {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
@@ -63,6 +69,7 @@ impl<T: Send + 'static> Pool<T> {
                 changed: Condvar::new(),
                 threads,
                 bound: queue,
+                keep,
             }),
         };
         for number in 0..threads {
@@ -75,7 +82,10 @@ impl<T: Send + 'static> Pool<T> {
     }
 
     /// Runs `work` on one of the threads. Dropping the future before that has begun takes it back.
-    pub(super) async fn run(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Undone> {
+    pub(super) async fn run(
+        &self,
+        work: impl FnOnce(&mut K) -> T + Send + 'static,
+    ) -> Result<T, Undone> {
         let (reply, answer) = oneshot::channel();
         if !self.shared.push(Job {
             work: Box::new(work),
@@ -88,16 +98,16 @@ impl<T: Send + 'static> Pool<T> {
     }
 }
 
-impl<T> Drop for Pool<T> {
+impl<T, K> Drop for Pool<T, K> {
     fn drop(&mut self) {
         self.shared.queue.lock().closed = true;
         self.shared.changed.notify_all();
     }
 }
 
-impl<T> Shared<T> {
+impl<T, K: Default> Shared<T, K> {
     /// Whether there was room for `job`.
-    fn push(&self, job: Job<T>) -> bool {
+    fn push(&self, job: Job<T, K>) -> bool {
         let mut queue = self.queue.lock();
         if !self.has_room(&queue) {
             // Callers that gave up must not keep others out.
@@ -114,15 +124,20 @@ impl<T> Shared<T> {
 
     /// A job for which a thread is free does not count as waiting, even before that thread has
     /// woken up.
-    fn has_room(&self, queue: &Queue<T>) -> bool {
+    fn has_room(&self, queue: &Queue<T, K>) -> bool {
         queue.waiting.len() < self.bound + (self.threads - queue.busy)
     }
 
     fn serve(&self) {
+        let mut kept: Option<K> = None;
         let mut queue = self.queue.lock();
         while !queue.closed {
             let Some(job) = queue.waiting.pop_front() else {
-                self.changed.wait(&mut queue);
+                if kept.is_none() {
+                    self.changed.wait(&mut queue);
+                } else if self.changed.wait_for(&mut queue, self.keep).timed_out() {
+                    MutexGuard::unlocked(&mut queue, || kept = None);
+                }
                 continue;
             };
             if job.reply.is_closed() {
@@ -130,8 +145,14 @@ impl<T> Shared<T> {
             }
             queue.busy += 1;
             // A thread lost to a panic would never come back; the panic costs its own caller only.
-            let done =
-                MutexGuard::unlocked(&mut queue, || catch_unwind(AssertUnwindSafe(job.work)));
+            let done = MutexGuard::unlocked(&mut queue, || {
+                let work = || (job.work)(kept.get_or_insert_default());
+                let done = catch_unwind(AssertUnwindSafe(work));
+                if done.is_err() {
+                    kept = None;
+                }
+                done
+            });
             // Before the caller hears, who may come again at once and find the thread free.
             queue.busy -= 1;
             MutexGuard::unlocked(&mut queue, || match done {
@@ -162,14 +183,22 @@ pub(super) mod tests {
 
     use super::*;
 
+    /// Longer than any test.
+    const FOR_EVER: Duration = Duration::from_secs(3600);
+
+    /// A pool whose threads keep nothing.
+    fn pool<T: Send + 'static>(threads: usize, queue: usize) -> Pool<T, ()> {
+        Pool::new(threads, queue, FOR_EVER).unwrap()
+    }
+
     /// Keeps a thread busy until the returned sender is dropped or sends; it is busy when this
     /// returns.
-    fn occupy(pool: &Arc<Pool<usize>>, tasks: &mut JoinSet<Result<usize, Undone>>) -> Gate {
+    fn occupy(pool: &Arc<Pool<usize, ()>>, tasks: &mut JoinSet<Result<usize, Undone>>) -> Gate {
         let (opened, gate) = mpsc::channel::<()>();
         let (begun, started) = oneshot::channel();
         let pool = Arc::clone(pool);
         tasks.spawn(async move {
-            pool.run(move || {
+            pool.run(move |()| {
                 begun.send(()).unwrap();
                 gate.recv().ok();
                 0
@@ -195,13 +224,13 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn never_more_run_at_once_than_there_are_threads() {
-        let pool = Arc::new(Pool::new(3, 200).unwrap());
+        let pool = Arc::new(pool(3, 200));
         let running = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
         for _ in 0..200 {
             let (pool, running) = (Arc::clone(&pool), Arc::clone(&running));
             tasks.spawn(async move {
-                pool.run(move || {
+                pool.run(move |()| {
                     let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                     thread::yield_now();
                     running.fetch_sub(1, Ordering::SeqCst);
@@ -216,7 +245,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn beyond_threads_and_queue_is_full() {
-        let pool = Arc::new(Pool::new(2, 3).unwrap());
+        let pool = Arc::new(pool(2, 3));
         let mut busy = JoinSet::new();
         let mut gates = [occupy(&pool, &mut busy), occupy(&pool, &mut busy)];
         for gate in &mut gates {
@@ -224,7 +253,7 @@ pub(super) mod tests {
         }
         let mut waiting = Vec::new();
         for number in 0..10 {
-            let mut run = Box::pin(pool.run(move || number));
+            let mut run = Box::pin(pool.run(move |()| number));
             match poll_once(run.as_mut()).await {
                 None => waiting.push(run),
                 Some(refused) => assert_eq!(refused, Err(Undone::Full)),
@@ -239,15 +268,15 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_free_thread_needs_no_queue() {
-        let pool = Pool::new(1, 0).unwrap();
+        let pool = pool(1, 0);
         for number in 0..10_000 {
-            assert_eq!(pool.run(move || number).await, Ok(number));
+            assert_eq!(pool.run(move |()| number).await, Ok(number));
         }
     }
 
     #[tokio::test]
     async fn work_whose_caller_has_gone_is_not_begun() {
-        let pool = Arc::new(Pool::new(1, 1).unwrap());
+        let pool = Arc::new(pool(1, 1));
         let mut busy = JoinSet::new();
         let mut gate = occupy(&pool, &mut busy);
         gate.started().await;
@@ -255,14 +284,14 @@ pub(super) mod tests {
         let begun = Arc::new(AtomicUsize::new(0));
         let mut given_up = {
             let begun = Arc::clone(&begun);
-            Box::pin(pool.run(move || begun.fetch_add(1, Ordering::SeqCst)))
+            Box::pin(pool.run(move |()| begun.fetch_add(1, Ordering::SeqCst)))
         };
         assert!(poll_once(given_up.as_mut()).await.is_none(), "it waits");
-        assert_eq!(at_once(pool.run(|| 0)).await, Err(Undone::Full));
+        assert_eq!(at_once(pool.run(|()| 0)).await, Err(Undone::Full));
         drop(given_up);
 
         // The place of the one that gave up is free at once, and the queue goes on behind it.
-        let mut next = Box::pin(pool.run(|| 8));
+        let mut next = Box::pin(pool.run(|()| 8));
         assert!(poll_once(next.as_mut()).await.is_none(), "it waits");
         drop(gate);
         assert_eq!(next.await, Ok(8));
@@ -271,17 +300,17 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_waiting_job_is_skipped_when_its_turn_comes_after_its_caller_left() {
-        let pool = Arc::new(Pool::new(1, 2).unwrap());
+        let pool = Arc::new(pool(1, 2));
         let mut busy = JoinSet::new();
         let mut gate = occupy(&pool, &mut busy);
         gate.started().await;
         let begun = Arc::new(AtomicUsize::new(0));
         let mut given_up = {
             let begun = Arc::clone(&begun);
-            Box::pin(pool.run(move || begun.fetch_add(1, Ordering::SeqCst)))
+            Box::pin(pool.run(move |()| begun.fetch_add(1, Ordering::SeqCst)))
         };
         assert!(poll_once(given_up.as_mut()).await.is_none());
-        let mut next = Box::pin(pool.run(|| 8));
+        let mut next = Box::pin(pool.run(|()| 8));
         assert!(poll_once(next.as_mut()).await.is_none());
         drop(given_up);
         drop(gate);
@@ -295,12 +324,66 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_panic_costs_one_caller_and_no_thread() {
-        let pool = Pool::new(1, 1).unwrap();
+        let pool = pool(1, 1);
         assert_eq!(
-            pool.run(|| panic!("as the test wants")).await,
+            pool.run(|()| panic!("as the test wants")).await,
             Err(Undone::Panicked)
         );
-        assert_eq!(pool.run(|| 7).await, Ok(7));
+        assert_eq!(pool.run(|()| 7).await, Ok(7));
+    }
+
+    /// Counts the work it was lent to, and says so when it is dropped.
+    #[derive(Default)]
+    struct Kept {
+        lent: usize,
+        dropped: Option<mpsc::Sender<usize>>,
+    }
+
+    impl Kept {
+        fn lend(&mut self, dropped: &mpsc::Sender<usize>) -> usize {
+            self.dropped.get_or_insert_with(|| dropped.clone());
+            self.lent += 1;
+            self.lent
+        }
+    }
+
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            if let Some(dropped) = &self.dropped {
+                dropped.send(self.lent).ok();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_lent_again_until_work_panics_or_the_pool_ends() {
+        let pool = Pool::new(1, 0, FOR_EVER).unwrap();
+        let (sender, dropped) = mpsc::channel();
+        for lent in 1..=3 {
+            let sender = sender.clone();
+            let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+            assert_eq!(run.await, Ok(lent));
+        }
+        let run = pool.run(|_| panic!("as the test wants"));
+        assert_eq!(run.await, Err(Undone::Panicked));
+        assert_eq!(dropped.try_recv(), Ok(3));
+        let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+        assert_eq!(run.await, Ok(1));
+        assert_eq!(dropped.try_recv(), Err(mpsc::TryRecvError::Empty));
+        drop(pool);
+        assert_eq!(dropped.recv_timeout(Duration::from_secs(30)), Ok(1));
+    }
+
+    #[tokio::test]
+    async fn a_thread_without_work_keeps_nothing() {
+        let pool = Pool::new(1, 0, Duration::from_millis(1)).unwrap();
+        let (sender, dropped) = mpsc::channel();
+        for _ in 0..3 {
+            let sender = sender.clone();
+            let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+            assert_eq!(run.await, Ok(1));
+            assert_eq!(dropped.recv_timeout(Duration::from_secs(30)), Ok(1));
+        }
     }
 
     #[tokio::test]
@@ -309,7 +392,7 @@ pub(super) mod tests {
             /// Dropped when its thread ends.
             static ALIVE: RefCell<Option<mpsc::Sender<()>>> = const { RefCell::new(None) };
         }
-        let pool = Arc::new(Pool::<()>::new(4, 0).unwrap());
+        let pool = Arc::new(pool::<()>(4, 0));
         let (alive, ended) = mpsc::channel();
         let each_has_one = Arc::new(Barrier::new(4));
         let mut tasks = JoinSet::new();
@@ -317,7 +400,7 @@ pub(super) mod tests {
             let (pool, alive) = (Arc::clone(&pool), alive.clone());
             let each_has_one = Arc::clone(&each_has_one);
             tasks.spawn(async move {
-                pool.run(move || {
+                pool.run(move |()| {
                     ALIVE.set(Some(alive));
                     each_has_one.wait();
                 })
