@@ -150,7 +150,8 @@ pub struct LimitsConfig {
     pub login_failures_per_name: Rate,
     /// Most names in one `users` page.
     pub page_names: usize,
-    /// Most events in one `history` page.
+    /// Not built yet: most events in one `history` page. Only the default, 256.
+    #[serde(deserialize_with = "page_events")]
     pub page_events: usize,
     /// Rooms that one session, and one address, may bring into being.
     pub room_creations: Rate,
@@ -202,6 +203,16 @@ impl Default for LimitsConfig {
             sessions: 100_000,
         }
     }
+}
+
+fn page_events<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let events = usize::deserialize(deserializer)?;
+    if events == LimitsConfig::default().page_events {
+        return Ok(events);
+    }
+    Err(de::Error::custom(
+        "history pages are not built yet; leave the key out",
+    ))
 }
 
 /// The bounds of a queue that a client empties.

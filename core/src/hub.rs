@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -142,6 +142,8 @@ pub(crate) struct Inner {
     /// Clients that a drain sends away, over whom their return is spread.
     sent_away: AtomicU64,
     drained: CancellationToken,
+    /// When a drain sends away whoever has not taken its last words.
+    drain_deadline: OnceLock<Instant>,
     /// A polling session that has ended was given its last events.
     pub(crate) rest_given: Notify,
 }
@@ -368,6 +370,7 @@ impl Hub {
             draining: AtomicBool::new(false),
             sent_away: AtomicU64::new(0),
             drained,
+            drain_deadline: OnceLock::new(),
             rest_given: Notify::new(),
             config,
             telemetry,
@@ -411,7 +414,8 @@ impl Hub {
         }
     }
 
-    /// A session for a connection that stays open and is written to through `socket`.
+    /// A session for a connection that stays open and is written to through `socket`. `login_timeout` counts from
+    /// `accepted`.
     #[must_use]
     pub fn connect(
         &self,
@@ -419,8 +423,9 @@ impl Hub {
         peer: Peer,
         socket: Arc<dyn TryWrite>,
         framing: Framing,
+        accepted: Instant,
     ) -> PushSession {
-        PushSession::new(scope, peer, socket, framing)
+        PushSession::new(scope, peer, socket, framing, accepted)
     }
 
     /// Logs a polling client in. `body`: a login object, whose `type` may be left out; it may be empty beside
@@ -485,7 +490,7 @@ impl Hub {
         let hub = &self.0;
         hub.draining.store(true, Ordering::SeqCst);
         hub.lifecycle.drain();
-        let deadline = clock::now() + grace;
+        let deadline = *hub.drain_deadline.get_or_init(|| clock::now() + grace);
         hub.rooms.stop();
         for lane in &hub.lanes {
             let _ = timeout(
@@ -539,6 +544,12 @@ impl Hub {
 impl Inner {
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// A closing connection has until then; while the server drains, no longer than that lasts.
+    pub(crate) fn latest_end(&self, deadline: Instant) -> Instant {
+        let drain = self.drain_deadline.get();
+        drain.map_or(deadline, |drain| deadline.min(*drain))
     }
 
     /// Tells one stay, or one session, from every other.

@@ -14,7 +14,7 @@ use crate::{
     message::{Command, Frame, Kind},
     plugin::Credentials,
     scope::{Peer, Scope},
-    session::{Done, Ending, Session, Welcome},
+    session::{Done, Ending, Session, Welcome, login_overran},
 };
 
 /// Commands of one session that wait for their turn or run.
@@ -93,6 +93,7 @@ impl PullSession {
             Arc::clone(scope),
             peer,
             Outlet::Pull(PullOutlet::new(limits, &scope.metrics)),
+            clock::now(),
         );
         let counted = |refusal: Refusal| {
             scope.hub.telemetry.refused_command(refusal.code);
@@ -123,12 +124,8 @@ impl PullSession {
         let cookie = crate::message::field("cookie", "true or false", command.fields.cookie)?
             .unwrap_or(false);
         let deadline = clock::now() + scope.login_timeout;
-        let welcome = timeout_at(deadline, session.try_login(credentials))
-            .await
-            .unwrap_or_else(|_| {
-                let message = "The log-in took too long; try again.";
-                Err(Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1)))
-            });
+        let welcome = timeout_at(deadline, session.try_login(credentials)).await;
+        let welcome = welcome.unwrap_or_else(|_| Err(login_overran()));
         let welcome = welcome.map_err(counted)?;
         Ok(Opened {
             session: Self::new(session),
@@ -265,7 +262,7 @@ impl PullSession {
         {
             // A newer poll, and an end, still cut this short.
             let _ = timeout_at(
-                last + pace,
+                (last + pace).min(began + wait),
                 poll_fn(|cx| match pull.look(number, cx) {
                     Look::Superseded => Poll::Ready(()),
                     Look::Ready if pull.is_closed() => Poll::Ready(()),

@@ -163,9 +163,13 @@ impl Stage {
 
     fn connect_framed(&self, framing: Framing) -> Client {
         let pipe = Arc::new(Pipe::default());
-        let session = self
-            .hub
-            .connect(&self.scope, Self::peer(), Arc::clone(&pipe) as _, framing);
+        let session = self.hub.connect(
+            &self.scope,
+            Self::peer(),
+            Arc::clone(&pipe) as _,
+            framing,
+            clock::now(),
+        );
         let (frames, inbox) = mpsc::channel(4096);
         let polls = Arc::new(AtomicUsize::new(0));
         let ended = Arc::new(Mutex::new(None));
@@ -1029,6 +1033,84 @@ async fn a_publisher_that_polls_waits_while_its_room_is_behind() {
     let at_once = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx).is_ready())).await;
     assert!(!at_once, "the lane has to walk it first");
     assert_eq!(send.await["type"], "sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hangs_up_before_the_verdict_pays_as_for_a_denial() {
+    let stage = Stage::new(|config| {
+        config.limits.login_failures_per_ip = Rate::Limited {
+            rate: 1,
+            per: Duration::from_secs(60),
+            burst: 2,
+        };
+    });
+    let wrong = br#"{"user":"alice","password":"wrong"}"#;
+    for _ in 0..2 {
+        let mut login = std::pin::pin!(stage.hub.open(&stage.scope, Stage::peer(), wrong, None));
+        // The verdict is there at once; a slow one would be cut off here.
+        let _ = poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await;
+    }
+    let refused = stage
+        .hub
+        .open(&stage.scope, Stage::peer(), wrong, None)
+        .await;
+    assert_eq!(refused.unwrap_err().code, crate::ErrorCode::RateLimited);
+
+    struct Never;
+    #[async_trait]
+    impl Authenticator for Never {
+        async fn authenticate(&self, _: &AuthRequest) -> Verdict {
+            std::future::pending().await
+        }
+    }
+    let stage = Stage::new(|config| {
+        config.limits.login_failures_per_ip = Rate::Limited {
+            rate: 1,
+            per: Duration::from_secs(60),
+            burst: 2,
+        };
+    });
+    let link = ChainLink {
+        name: "all".into(),
+        authenticator: Arc::new(Never),
+        timeout: Duration::from_secs(5),
+    };
+    let scope = stage.hub.scope(ScopeConfig {
+        name: "pipe".into(),
+        auth: vec![link],
+        timeout: TIMEOUT,
+        login_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+    });
+    for _ in 0..2 {
+        let mut login = std::pin::pin!(stage.hub.open(&scope, Stage::peer(), wrong, None));
+        assert!(!poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await);
+    }
+    let refused = stage.hub.open(&scope, Stage::peer(), wrong, None).await;
+    assert_eq!(refused.unwrap_err().code, crate::ErrorCode::RateLimited);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_does_not_read_does_not_outlast_the_drain() {
+    let stage = Stage::new(|_| ());
+    let stuck = stage.member("stuck").await;
+    settle().await;
+    stuck.pipe.stop();
+    stage.hub.drain(Duration::from_secs(3)).await;
+    let began = clock::now();
+    assert_eq!(
+        stage
+            .hub
+            .lifecycle()
+            .shut_down(Duration::from_secs(10))
+            .await,
+        0
+    );
+    assert!(
+        began.elapsed() <= Duration::from_millis(3_100),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 /// A log that takes its time: proposals get their places in order, and come back late, repeatedly and shuffled.

@@ -18,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use crate::{
     CloseReason, End, ErrorCode, LeaveReason, Refusal,
@@ -170,7 +170,8 @@ impl Welcome {
 }
 
 impl Session {
-    pub(crate) fn new(scope: Arc<Scope>, peer: Peer, outlet: Outlet) -> Arc<Self> {
+    /// `opened`: when the connection was accepted, from which its log-in has so long.
+    pub(crate) fn new(scope: Arc<Scope>, peer: Peer, outlet: Outlet, opened: Instant) -> Arc<Self> {
         let now = clock::now();
         let limits = &scope.hub.config.limits;
         let polls = match &outlet {
@@ -181,7 +182,7 @@ impl Session {
             outlet,
             peer,
             key: scope.hub.next_key(),
-            opened: now,
+            opened,
             active: AtomicInstant::new(scope.hub.origin, now),
             held_up: AtomicBool::new(false),
             is_echo: AtomicBool::new(false),
@@ -743,10 +744,20 @@ impl Session {
                     .retry(wait),
             );
         }
+        // Whoever hangs up before the verdict has had it judged all the same, and pays as for a denial.
+        let mut attempt = Attempt {
+            session: self,
+            address,
+            claimed,
+            is_failure: true,
+        };
         let (verdict, authenticator) = self
             .scope
             .authenticate(credentials, self.peer.address)
             .await;
+        // Only a denial counts towards a throttle: what is our fault never does.
+        attempt.is_failure = matches!(verdict, Verdict::Deny { .. });
+        drop(attempt);
         match verdict {
             Verdict::Allow(principal) => self.admit(&principal, &authenticator),
             Verdict::Unavailable { retry } => {
@@ -754,11 +765,6 @@ impl Session {
                 Err(Refusal::new(ErrorCode::Unavailable, message).retry(retry))
             }
             Verdict::Deny { reason, public } => {
-                // Only a denial counts towards a throttle: what is our fault never does.
-                let _ = hub.failures_per_ip.take(address);
-                if let Some(name) = claimed {
-                    let _ = hub.failures_per_name.take(name);
-                }
                 tracing::debug!(transport = %self.scope.name, reason, "A log-in was denied.");
                 let refusal = Refusal::auth_failed();
                 Err(public.map_or(refusal, |public| {
@@ -795,10 +801,7 @@ impl Session {
         loop {
             let mut state = self.state.lock();
             if state.phase != Phase::Fresh {
-                let message = "The log-in took too long; try again.";
-                return Err(
-                    Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
-                );
+                return Err(login_overran());
             }
             match hub.registry.reserve(&name.key, identity.as_ref(), self) {
                 Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
@@ -970,6 +973,34 @@ impl Session {
     }
 }
 
+/// A log-in that is being judged.
+struct Attempt<'a> {
+    session: &'a Session,
+    address: std::net::IpAddr,
+    /// The key of the name that it claims.
+    claimed: Option<Arc<str>>,
+    is_failure: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        // Cut off by the server's own clock or its end: not the peer's doing.
+        let is_ours = self.session.ended().is_some_and(|end| {
+            matches!(
+                end.reason,
+                CloseReason::LoginTimeout | CloseReason::ShuttingDown
+            )
+        });
+        if self.is_failure && !is_ours {
+            let hub = &self.session.scope.hub;
+            let _ = hub.failures_per_ip.take(self.address);
+            if let Some(name) = self.claimed.take() {
+                let _ = hub.failures_per_name.take(name);
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
@@ -1032,6 +1063,12 @@ impl Expire for Session {
     }
 }
 
+/// The log-in was not judged in its time.
+pub(crate) fn login_overran() -> Refusal {
+    let message = "The log-in took too long; try again.";
+    Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
+}
+
 fn not_joined() -> Refusal {
     Refusal::new(
         ErrorCode::NotJoined,
@@ -1072,10 +1109,11 @@ impl PushSession {
         peer: Peer,
         socket: Arc<dyn TryWrite>,
         framing: Framing,
+        opened: Instant,
     ) -> Self {
         let limit = scope.hub.config.limits.member_queue.0;
         let outlet = Outlet::Push(PushOutlet::new(socket, framing, limit, &scope.metrics));
-        let session = Session::new(Arc::clone(scope), peer, outlet);
+        let session = Session::new(Arc::clone(scope), peer, outlet, opened);
         scope.hub.registry.greet(&session);
         session.watch_login();
         if scope.hub.is_draining() {
@@ -1209,7 +1247,9 @@ impl PushSession {
     /// # Errors
     /// The refusal of the log-in. The session is then of no more use.
     pub async fn log_in_first(&mut self, credentials: Credentials) -> Result<(), Refusal> {
-        match self.session.try_login(credentials).await {
+        let deadline = clock::now() + self.session.scope.login_timeout;
+        let welcome = timeout_at(deadline, self.session.try_login(credentials)).await;
+        match welcome.unwrap_or_else(|_| Err(login_overran())) {
             Ok(welcome) => {
                 self.outlet().reply(Frame::encode(&welcome.say(None, true)));
                 Ok(())
@@ -1379,7 +1419,7 @@ impl PushSession {
                 Progress::Blocked(since) => {
                     let scope = &self.session.scope;
                     let deadline = match self.closing_since {
-                        Some(closing) => closing + scope.write_timeout,
+                        Some(closing) => scope.hub.latest_end(closing + scope.write_timeout),
                         None => since + scope.hub.config.limits.slow_after.0,
                     };
                     let timer = self

@@ -161,12 +161,12 @@ impl StreamListener {
                     // Called in the task, so that a panic of its own stays there too.
                     self.lifecycle.spawn(async move { on(accepted).await });
                 }
-                Arrival::Announced { peer, total } => {
+                Arrival::Announced { peer, seat } => {
                     let (gate, stopped) = (Arc::clone(&self.gate), stopped.clone());
                     // Boxed: it is over soon, and the room it took would be kept for as long as the connection lasts.
                     let introduced = Box::pin(async move {
                         tokio::select! {
-                            introduced = gate.introduce(socket, peer, total, at) => introduced,
+                            introduced = gate.introduce(socket, peer, seat, at) => introduced,
                             () = stopped.cancelled() => None,
                         }
                     });
@@ -337,7 +337,15 @@ enum Arrival {
     /// The client is the peer.
     Direct { peer: Peer, permit: Permit },
     /// The client's address is in a header to come.
-    Announced { peer: IpAddr, total: Total },
+    Announced { peer: IpAddr, seat: Seat },
+}
+
+/// What a connection holds until its client is known.
+enum Seat {
+    /// It comes by way of a proxy: the client, still unknown, is judged later.
+    Proxied(Total),
+    /// No proxy may name another: the peer is the client, and was judged.
+    Own(Permit),
 }
 
 impl Gate {
@@ -366,7 +374,15 @@ impl Gate {
         let from = from.to_canonical();
         let total = Total::take(self)?;
         match self.config.client_address {
-            ClientAddress::ProxyProtocol => Some(Arrival::Announced { peer: from, total }),
+            ClientAddress::ProxyProtocol => {
+                // A stranger must not hold connections that count against nobody.
+                let seat = if self.config.trusts(from) {
+                    Seat::Proxied(total)
+                } else {
+                    Seat::Own(self.admit_client(&address::direct(from), total)?)
+                };
+                Some(Arrival::Announced { peer: from, seat })
+            }
             // A proxy's connection carries many clients, each request with its own.
             ClientAddress::XForwardedFor if self.config.trusts(from) => {
                 let peer = address::direct(from);
@@ -396,7 +412,7 @@ impl Gate {
         self: &Arc<Self>,
         mut socket: TcpStream,
         peer: IpAddr,
-        total: Total,
+        seat: Seat,
         at: Instant,
     ) -> Option<Accepted> {
         let deadline = at + self.config.first_byte_timeout.0;
@@ -414,7 +430,10 @@ impl Gate {
         let peer = read
             .client
             .map_or_else(|| address::direct(peer), address::named);
-        let permit = self.admit_client(&peer, total)?;
+        let permit = match seat {
+            Seat::Own(permit) => permit,
+            Seat::Proxied(total) => self.admit_client(&peer, total)?,
+        };
         Some(Accepted {
             socket,
             early: read.early,
@@ -834,6 +853,19 @@ pub(crate) mod tests {
         let direct = server.accepted().await;
         assert_eq!(direct.early, "{}\n");
         assert!(direct.peer.exempt);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_beside_the_proxies_is_judged_before_it_speaks() {
+        let config = json!({ "client_address": "proxy-protocol", "proxies": ["192.0.2.0/24"] });
+        let server = Server::start(&config);
+        server
+            .record
+            .seen
+            .send_modify(|seen| seen.closed_to_all = true);
+        let mut silent = server.connect().await;
+        assert!(is_closed(&mut silent).await, "without a byte of its own");
+        assert_eq!(server.record.seen().refused, [RefusedReason::ConnectRate]);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The seam for transports: a configuration type that binds itself.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, fmt, io, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use chinwag_core::{Hub, Scope};
@@ -31,6 +31,13 @@ pub trait TransportConfig: DeserializeOwned + Send + Sync + 'static {
         _listener: &ListenerConfig,
     ) -> Result<(), Vec<chinwag_core::plugin::BuildError>> {
         Ok(())
+    }
+
+    /// The paths that [`bind`](Self::bind) will claim of its HTTP listener, each with the key of the table that
+    /// chooses it, or `"kind"` where none does. A clash with a transport on the same bind is then told, at that key,
+    /// before anything is bound. None by default, as for a kind that speaks no HTTP.
+    fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        Vec::new()
     }
 
     /// Takes the socket but accepts nothing: a failure here stops start-up and drops nobody.

@@ -103,6 +103,12 @@ impl TransportConfig for PollingConfig {
                 "must be at least 1s: clients ask for whole seconds",
             ));
         }
+        if self.poll_pace > self.max_wait {
+            faults.push(BuildError::key(
+                "poll_pace",
+                format!("must be at most max_wait, which is {}", self.max_wait),
+            ));
+        }
         if self.max_events == 0 {
             faults.push(BuildError::key("max_events", "must be at least 1"));
         }
@@ -111,6 +117,12 @@ impl TransportConfig for PollingConfig {
         } else {
             Err(faults)
         }
+    }
+
+    fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        Resource::ALL
+            .map(|resource| ("kind", resource.path().into()))
+            .into()
     }
 
     async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
@@ -286,10 +298,6 @@ impl Refused {
     /// The same refusal, counted as a violation of `session`'s.
     fn by(mut self, session: &PullSession) -> Self {
         self.refusal = session.violated(self.refusal);
-        // It may have been the last straw; then the code is another.
-        if self.refusal.code != ErrorCode::BadRequest {
-            self.status = web::status(self.refusal.code);
-        }
         self
     }
 }
@@ -313,7 +321,14 @@ impl Polling {
                 .hub
                 .open(&self.scope, peer.peer, &body, credentials)
                 .await?;
-            let cookie = self.wants_cookie(opened.cookie);
+            let may_set = self.config.session_id.contains(&IdPlace::Cookie);
+            let cookie = may_set && opened.cookie;
+            if !cookie && self.config.session_id == [IdPlace::Cookie] {
+                // Nobody could use an id from the body.
+                opened.session.logout().await;
+                let message = "cookie must be true: sessions travel in cookies here.";
+                return Err(bad_request(message).into());
+            }
             let status = if opened.resumed {
                 StatusCode::OK
             } else {
@@ -410,12 +425,6 @@ impl Polling {
         ))?;
         let session = self.hub.find(&self.scope, &id)?;
         Ok((session, place))
-    }
-
-    /// Whether the session's id goes into a cookie: where that is configured and asked for, or the only place.
-    fn wants_cookie(&self, asked: bool) -> bool {
-        let places = &self.config.session_id;
-        places.contains(&IdPlace::Cookie) && (asked || places.len() == 1)
     }
 
     /// Counts a request that is refused before it reaches a session.

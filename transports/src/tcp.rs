@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use chinwag_core::{CloseReason, Framing, Hub, PushSession, Scope};
 use serde::Deserialize;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep_until};
 
 use crate::{
     Accepted, BindContext, BindError, ServeError, StreamListener, Transport, TransportConfig, Wire,
@@ -68,11 +68,14 @@ async fn serve(accepted: Accepted, hub: Hub, scope: Arc<Scope>, first_byte: Dura
         early,
         peer,
         permit,
+        at,
         ..
     } = accepted;
     let socket = Arc::new(Socket::new(socket));
-    let session = hub.connect(&scope, peer, Arc::clone(&socket) as _, Framing::Lines);
-    let overdue = early.is_empty().then(|| Box::pin(sleep(first_byte)));
+    let session = hub.connect(&scope, peer, Arc::clone(&socket) as _, Framing::Lines, at);
+    let overdue = early
+        .is_empty()
+        .then(|| Box::pin(sleep_until(at + first_byte)));
     let mut connection = Connection {
         socket,
         session,

@@ -5,6 +5,7 @@
 //! everything else. Frames with events bypass it: they are the same bytes for every member.
 
 use std::{
+    borrow::Cow,
     future::poll_fn,
     io::{self, Read, Write},
     net::SocketAddr,
@@ -16,12 +17,15 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use chinwag_core::{
-    CloseReason, ErrorCode, Framing, Hub, PushSession, Refusal, RefusedReason, Scope,
+    CloseReason, ErrorCode, Framing, Hub, PushSession, Refusal, RefusedReason, Scope, clock,
     plugin::BuildError,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{
@@ -34,7 +38,7 @@ use tokio_tungstenite::tungstenite::{
 use crate::{
     BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, Origins, Permit,
     ServeError, Transport, TransportConfig, Wire,
-    http::{Answer, credentials, refused, refused_as, upgraded},
+    http::{Answer, bad_request, credentials, refused, refused_as, upgraded},
     socket::Socket,
 };
 
@@ -44,6 +48,8 @@ const SUBPROTOCOL: &str = "chinwag.v1.json";
 const READ_BUFFER: usize = 512;
 /// Its own words are short: pongs and closes.
 const WRITE_BUFFER: usize = 1024;
+/// What a fragment of one byte takes: a message that comes so is still a message.
+const FRAGMENT_COST: usize = 8;
 /// What a control frame takes beside its payload.
 const CONTROL_HEADER: usize = 6;
 
@@ -92,7 +98,7 @@ impl TransportConfig for WebSocketConfig {
                     "must be a path of its own like \"/ws-echo\"",
                 ));
             }
-            if !listener.bind.ip().is_loopback() {
+            if !listener.bind.ip().to_canonical().is_loopback() {
                 faults.push(BuildError::key(
                     "ws_echo",
                     "is for conformance tests; bind a loopback address or leave it out",
@@ -104,6 +110,14 @@ impl TransportConfig for WebSocketConfig {
         } else {
             Err(faults)
         }
+    }
+
+    fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        let echo = self.ws_echo.iter().map(|path| ("ws_echo", path));
+        std::iter::once(("path", &self.path))
+            .chain(echo)
+            .map(|(key, path)| (key, path.into()))
+            .collect()
     }
 
     async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
@@ -174,6 +188,10 @@ impl Upgrade {
             metrics.refused(RefusedReason::Origin);
             return Err(refused(&refusal));
         }
+        if !request.body().is_end_stream() {
+            metrics.refused(RefusedReason::BadRequest);
+            return Err(refused(&bad_request("An upgrade has no body.")));
+        }
         let upgrade = hyper::upgrade::on(&mut request);
         let (parts, _) = request.into_parts();
         let mut handshake = Request::new(());
@@ -193,6 +211,8 @@ impl Upgrade {
             peer.peer,
             Arc::clone(&socket) as _,
             Framing::WebSocket,
+            // The clock of a log-in begins with the upgrade; what is before has limits of its own.
+            clock::now(),
         );
         if self.is_echo {
             session.exempt_from_login();
@@ -434,7 +454,7 @@ impl Connection {
             Ok(Message::Frame(_)) => true,
             Err(tungstenite::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 // Fragments without end never make a message that could be too long.
-                if self.unfinished > 2 * self.limit + READ_BUFFER {
+                if self.unfinished > FRAGMENT_COST * self.limit + READ_BUFFER {
                     self.session.frame_too_large();
                 }
                 false

@@ -89,6 +89,17 @@ pub fn method_not_allowed(allow: &'static str) -> Answer {
     answer
 }
 
+/// 415, to a body with a `Content-Encoding`. `Accept-Encoding` says which there may be.
+pub(crate) fn coded() -> Answer {
+    let refusal = bad_request("A body is sent as it is, without a Content-Encoding.");
+    let mut answer = refused_as(StatusCode::UNSUPPORTED_MEDIA_TYPE, &refusal);
+    let identity = HeaderValue::from_static("identity");
+    answer
+        .headers_mut()
+        .insert(header::ACCEPT_ENCODING, identity);
+    answer
+}
+
 /// The same answer; the connection is closed after it.
 pub(crate) fn closing(mut answer: Answer) -> Answer {
     let close = HeaderValue::from_static("close");

@@ -324,6 +324,10 @@ impl Client {
             refuse(RefusedReason::Host);
             return Err(answer);
         }
+        if has_coded_body(request.headers()) {
+            refuse(RefusedReason::BadRequest);
+            return Err(answer::coded());
+        }
         let route = self.shared.routes.read().get(request.uri().path()).cloned();
         let Some(route) = route else {
             refuse(RefusedReason::NotFound);
@@ -398,6 +402,17 @@ fn has_doubtful_body(headers: &HeaderMap) -> bool {
         (Some(coding), None) => !coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
         (Some(_), Some(_)) => true,
     }
+}
+
+/// Whether a body says that it is compressed, or otherwise not what it seems: taken for what it is not, it would be
+/// called bad JSON.
+fn has_coded_body(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 /// What is kept per bind, so that transports find the listener that is there.

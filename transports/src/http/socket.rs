@@ -42,7 +42,7 @@ use crate::{ListenerConfig, accept::Door};
 const REST: Duration = Duration::from_secs(75);
 /// How long requests under way may take once the server has drained. What they could still do is answered by then;
 /// half a request never holds a shutdown.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Each so many bytes of an answer have the time that the listener grants for writing: a slow reader gets its answer,
 /// one that takes a byte now and then does not hold it for ever.
 const STRETCH: usize = 16 << 10;
@@ -191,14 +191,15 @@ impl Watch {
 
     /// Counts a connection that was ended because its stage had lasted too long.
     pub(super) fn count_late(&self) {
-        let (stage, heard) = {
+        let (stage, heard, stopping) = {
             let state = self.state.lock();
-            (state.stage, state.heard)
+            (state.stage, state.heard, state.end.is_some())
         };
         match stage {
             Stage::Idle if !heard => self.door.refused(RefusedReason::FirstByteTimeout),
             Stage::Head => self.door.refused(RefusedReason::HeaderTimeout),
-            // Resting too long is no fault, and an answer that is not read is the reader's loss.
+            Stage::Responding if !stopping => self.door.refused(RefusedReason::WriteTimeout),
+            // Resting too long is no fault, a shutdown is not the client's, and who is closing has got its answer.
             Stage::Idle | Stage::Handling | Stage::Responding | Stage::Closing => (),
         }
     }
@@ -485,6 +486,16 @@ mod tests {
         watch.responding(true);
         watch.flushed();
         assert_eq!((watch.stage(), left()), (Stage::Idle, Some(REST.as_secs())));
+
+        watch.received(1);
+        watch.handling();
+        watch.responding(true);
+        watch.count_late();
+        assert_eq!(record.seen().refused, [RefusedReason::WriteTimeout]);
+        watch.stop();
+        watch.count_late();
+        assert_eq!(record.seen().refused.len(), 1, "cut short by the shutdown");
+        watch.state.lock().end = None;
 
         watch.closing();
         assert_eq!((watch.stage(), left()), (Stage::Closing, Some(5)));

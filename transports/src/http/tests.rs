@@ -366,6 +366,33 @@ async fn an_answer_that_nobody_reads_ends_the_connection() {
         .until(|seen| seen.accepted == 1 && seen.open == 0)
         .await;
     assert!(began.elapsed() >= Duration::from_secs(5));
+    assert_eq!(server.record.seen().refused, [RefusedReason::WriteTimeout]);
+}
+
+#[tokio::test]
+async fn a_body_in_a_coding_is_not_taken_for_what_it_is_not() {
+    let server = Server::start(&json!({}), &[]);
+    for (lines, status) in [
+        ("Content-Encoding: gzip\r\n", 415),
+        ("Content-Encoding: identity, br\r\n", 415),
+        ("Content-Encoding: identity\r\nContent-Encoding: x\r\n", 415),
+        ("Content-Encoding: Identity\r\n", 200),
+        ("Content-Encoding: \r\n", 200),
+    ] {
+        let refused = server.record.seen().refused.len();
+        let request = post("x").replacen("\r\n", &format!("\r\n{lines}"), 1);
+        let reply = server.ask(&request).await;
+        assert_eq!(reply.status, status, "{lines}");
+        if status == 415 {
+            assert_eq!(reply.code(), "bad_request", "{lines}");
+            assert!(
+                reply.head.contains("accept-encoding: identity"),
+                "{reply:?}"
+            );
+            let seen = server.record.seen().refused;
+            assert_eq!(seen[refused..], [RefusedReason::BadRequest], "{lines}");
+        }
+    }
 }
 
 #[tokio::test]
