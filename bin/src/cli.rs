@@ -41,7 +41,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server until SIGTERM or SIGINT
+    /// Run the server until SIGTERM, SIGINT or SIGHUP
     Serve {
         /// The TOML file; without it a built-in one for this machine alone
         #[arg(long, short, value_name = "FILE")]
@@ -279,7 +279,7 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
             info!("stopped");
             Ok(Ended::Drained)
         }
-        _ = signals.next() => Ok(Ended::Killed),
+        () = signals.again() => Ok(Ended::Killed),
     }
 }
 
@@ -288,24 +288,60 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// The terminal was closed. `None` under `nohup`, which is meant to outlive it.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
 impl Signals {
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
+        let is_deaf =
+            fs::read_to_string("/proc/self/status").is_ok_and(|text| ignores_hangup(&text));
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: if is_deaf {
+                None
+            } else {
+                Some(signal(SignalKind::hangup())?)
+            },
         })
     }
 
+    /// The first that comes.
     async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            _ = hangup => "SIGHUP",
         }
     }
+
+    /// Somebody insists. A hangup does not: a terminal that is closed often sends two, one of them by way of its shell.
+    async fn again(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => (),
+            _ = self.terminate.recv() => (),
+        }
+    }
+}
+
+/// Whether `status`, what Linux says of a process, has it ignore SIGHUP, the first signal of the mask. Other systems
+/// don't tell, so that a hangup is always heard there.
+#[cfg(unix)]
+fn ignores_hangup(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
 }
 
 /// The signals that ask the program to stop.
@@ -324,6 +360,10 @@ impl Signals {
             std::future::pending::<()>().await;
         }
         "Ctrl-C"
+    }
+
+    async fn again(&mut self) {
+        self.next().await;
     }
 }
 
@@ -499,6 +539,42 @@ mod tests {
             Failure::from(StartError::Listen(Vec::new())).code,
             NOT_BOUND
         );
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_hangup_drains_and_never_kills() {
+        use futures_util::FutureExt;
+
+        let send = |signal: &str| {
+            let pid = std::process::id().to_string();
+            let sent = std::process::Command::new("kill")
+                .args(["-s", signal, &pid])
+                .status();
+            assert!(sent.unwrap().success());
+        };
+        let (mut signals, mut others) = (Signals::new().unwrap(), Signals::new().unwrap());
+        send("HUP");
+        assert_eq!(signals.next().await, "SIGHUP");
+        send("HUP");
+        assert_eq!(signals.next().await, "SIGHUP", "the second has come");
+        assert_eq!(others.again().now_or_never(), None, "but does not insist");
+        send("TERM");
+        others.again().await;
+        assert_eq!(others.next().await, "SIGHUP");
+        assert_eq!(signals.next().await, "SIGTERM");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_hangup_that_is_ignored_stays_so() {
+        assert!(ignores_hangup(
+            "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"
+        ));
+        assert!(!ignores_hangup(
+            "Name:\tx\nSigIgn:\t0000000000001000\nSigCgt:\t1\n"
+        ));
+        assert!(!ignores_hangup("SigIgn:\tx\n") && !ignores_hangup(""));
     }
 
     #[cfg(feature = "password")]

@@ -9,7 +9,11 @@ use crate::config::{LogConfig, LogFormat};
 /// Begins to log. Where the process logs already, in a program of somebody else's, that stays as it is.
 pub(crate) fn begin(config: &LogConfig) {
     let terminal = io::stderr().is_terminal();
-    let lines = fmt::layer().with_writer(io::stderr);
+    // Where a line can't be written, saying so on the same standard error would panic: a terminal that was closed would
+    // end the drain that its closing began.
+    let lines = fmt::layer()
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     let json = match config.format {
         LogFormat::Auto => !terminal,
         LogFormat::Text => false,

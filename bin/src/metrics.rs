@@ -1,17 +1,21 @@
 //! The listener that watchers ask: `/metrics`, `/livez` and `/readyz`, apart from every transport.
 //!
 //! It lives a little longer than the rest, so that a drain can be watched, and costs a bounded amount whoever connects:
-//! one request a connection, few connections at a time, a time limit on each.
+//! one request a connection, few connections at a time, a time limit on each. Nobody can keep others out: whoever has
+//! not asked yet makes room for the next, and a descriptor is held back for when the process has no other.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     convert::Infallible,
+    fs::File,
+    future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -26,16 +30,16 @@ use metrics_exporter_prometheus::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-/// Connections at a time; more wait in the kernel's backlog.
+/// Connections at a time; one more ends the oldest.
 const CONNECTIONS: usize = 64;
 
-/// For a whole request head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// From accept to a whole request head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For a connection from its first byte to its last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -114,6 +118,10 @@ pub(crate) async fn upkeep(handle: PrometheusHandle, lifecycle: Lifecycle) {
 pub(crate) struct Endpoint {
     listener: TcpListener,
     address: SocketAddr,
+    spare: Arc<Spare>,
+    /// Whether accepting has failed and not succeeded since: said once.
+    failing: bool,
+    header_timeout: Duration,
 }
 
 /// What the endpoint's answers are made from.
@@ -126,7 +134,13 @@ impl Endpoint {
     pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address })
+        Ok(Self {
+            listener,
+            address,
+            spare: Arc::new(Spare::new()),
+            failing: false,
+            header_timeout: HEADER_TIMEOUT,
+        })
     }
 
     /// The address taken.
@@ -136,58 +150,158 @@ impl Endpoint {
 
     /// Accepts until `lifecycle` drains.
     pub(crate) async fn serve(
-        self,
+        mut self,
         metrics: PrometheusHandle,
         health: Arc<Health>,
         lifecycle: Lifecycle,
     ) {
         let watched = Arc::new(Watched { metrics, health });
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut seats = Seats::new();
         loop {
             let accepted = async {
-                let permit = permits.clone().acquire_owned().await;
-                (permit, accept(&self.listener).await)
+                let stream = self.accept().await;
+                (stream, seats.take().await)
             };
-            let (permit, stream) = tokio::select! {
+            let (stream, seat) = tokio::select! {
                 () = lifecycle.draining() => return,
                 accepted = accepted => accepted,
             };
-            let watched = watched.clone();
+            let (watched, spare) = (watched.clone(), self.spare.clone());
+            let header_timeout = self.header_timeout;
             lifecycle.spawn(async move {
-                let _permit = permit;
-                if timeout(CONNECTION_TIMEOUT, answer_one(stream, watched))
-                    .await
-                    .is_err()
-                {
-                    debug!("A metrics connection took too long.");
+                let answered = timeout(
+                    CONNECTION_TIMEOUT,
+                    answer_one(stream, watched, &seat, header_timeout),
+                );
+                tokio::select! {
+                    answered = answered => if answered.is_err() {
+                        debug!("A metrics connection took too long.");
+                    },
+                    () = seat.taken_away.notified() => {
+                        debug!("A metrics connection made room for another.");
+                    }
                 }
+                // The connection is closed: before somebody else takes its descriptor.
+                spare.hold();
             });
         }
     }
-}
 
-/// The next connection. Never fails for one socket; any other error makes it pause. Cancel safe.
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _peer)) => return stream,
-            Err(error) => {
-                warn!(%error, "Accept of a metrics connection failed; pausing.");
-                sleep(ACCEPT_PAUSE).await;
+    /// The next connection. Never fails for one socket; any other error makes it pause. Cancel safe.
+    async fn accept(&mut self) -> TcpStream {
+        loop {
+            self.spare.hold();
+            let mut accepted = self.listener.accept().await;
+            if accepted.is_err() && self.spare.give_up() {
+                // The kernel asks for a descriptor before it looks whether anybody is there.
+                match poll_fn(|cx| Poll::Ready(self.listener.poll_accept(cx))).await {
+                    Poll::Ready(again) => accepted = again,
+                    Poll::Pending => continue,
+                }
+            }
+            match accepted {
+                Ok((stream, _peer)) => {
+                    self.failing = false;
+                    return stream;
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failing, true) {
+                        warn!(%error, "Accept of a metrics connection failed; pausing.");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
+/// A descriptor that is given up to accept with when there is no other, and held again once that connection is closed.
+#[derive(Debug)]
+struct Spare(Mutex<Option<File>>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(Mutex::new(Self::open()))
+    }
+
+    /// `None` where there is none even now, or no such file.
+    fn open() -> Option<File> {
+        File::open("/dev/null").ok()
+    }
+
+    fn hold(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_none() {
+            *held = Self::open();
+        }
+    }
+
+    /// Whether there was one.
+    fn give_up(&self) -> bool {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.take().is_some()
+    }
+}
+
+/// The right of one connection to be there.
+struct Seat {
+    /// Whether a whole request has come.
+    asked: AtomicBool,
+    taken_away: Notify,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The connections there are, oldest first: at most [`CONNECTIONS`].
+struct Seats {
+    free: Arc<Semaphore>,
+    taken: VecDeque<Weak<Seat>>,
+}
+
+impl Seats {
+    fn new() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(CONNECTIONS)),
+            taken: VecDeque::new(),
+        }
+    }
+
+    /// A seat for one more. Where there is none, the oldest connection that has not asked for anything loses its own,
+    /// else the oldest of all, which does not read its answer.
+    async fn take(&mut self) -> Arc<Seat> {
+        if self.free.available_permits() == 0 {
+            let all: Vec<Arc<Seat>> = self.taken.iter().filter_map(Weak::upgrade).collect();
+            let silent = all.iter().find(|seat| !seat.asked.load(Ordering::Relaxed));
+            if let Some(seat) = silent.or_else(|| all.first()) {
+                seat.taken_away.notify_one();
+            }
+        }
+        let permit = self.free.clone().acquire_owned().await;
+        let seat = Arc::new(Seat {
+            asked: AtomicBool::new(false),
+            taken_away: Notify::new(),
+            _permit: permit.expect("the semaphore is never closed"),
+        });
+        self.taken.retain(|seat| seat.strong_count() > 0);
+        self.taken.push_back(Arc::downgrade(&seat));
+        seat
+    }
+}
+
 /// Answers the one request of a connection.
-async fn answer_one(stream: TcpStream, watched: Arc<Watched>) {
+async fn answer_one(
+    stream: TcpStream,
+    watched: Arc<Watched>,
+    seat: &Seat,
+    header_timeout: Duration,
+) {
     let service = service_fn(move |request: Request<Incoming>| {
+        seat.asked.store(true, Ordering::Relaxed);
         let answer = watched.answer(request.method(), request.uri().path());
         std::future::ready(Ok::<_, Infallible>(answer))
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(header_timeout)
         .max_buf_size(16 << 10)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
@@ -245,8 +359,12 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use metrics::{Key, Label, Level, Metadata, Recorder};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpSocket,
+    };
 
     use super::*;
 
@@ -257,14 +375,19 @@ mod tests {
     }
 
     async fn run() -> Running {
+        run_with(HEADER_TIMEOUT).await
+    }
+
+    async fn run_with(header_timeout: Duration) -> Running {
         let recorder = recorder();
         let key = Key::from_parts("spoons_total", vec![Label::new("size", "tea")]);
         recorder
             .register_counter(&key, &Metadata::new("test", Level::INFO, None))
             .increment(3);
-        let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap())
+        let mut endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap())
             .await
             .unwrap();
+        endpoint.header_timeout = header_timeout;
         let running = Running {
             address: endpoint.address(),
             health: Arc::default(),
@@ -350,6 +473,107 @@ mod tests {
         let twice = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2);
         let answer = ask(running.address, &twice).await;
         assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 1, "{answer}");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_kept_out_by_those_who_say_nothing() {
+        // Only by making room for each other do they go in the time of this test.
+        let running = run_with(Duration::from_secs(3600)).await;
+        let mut silent = Vec::new();
+        for _ in 0..3 * CONNECTIONS {
+            silent.push(TcpStream::connect(running.address).await.unwrap());
+        }
+        let answer = timeout(CONNECTION_TIMEOUT / 3, get(running.address, "/livez"));
+        let answer = answer.await.expect("answered while others wait");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
+        let mut youngest = silent.pop().unwrap().into_std().unwrap();
+        let read = io::Read::read(&mut youngest, &mut [0]);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_keeps_their_seat_longest() {
+        let mut seats = Seats::new();
+        let mut all = Vec::new();
+        for _ in 0..CONNECTIONS {
+            all.push(seats.take().await);
+        }
+        let leaves = |seat: &Seat| seat.taken_away.notified().now_or_never().is_some();
+        all[0].asked.store(true, Ordering::Relaxed);
+        assert!(seats.take().now_or_never().is_none());
+        assert!(
+            leaves(&all[1]) && !leaves(&all[0]),
+            "the oldest that is silent"
+        );
+        drop(all.remove(1));
+        all.push(seats.take().now_or_never().expect("there is room"));
+        for seat in &all {
+            seat.asked.store(true, Ordering::Relaxed);
+        }
+        assert!(seats.take().now_or_never().is_none());
+        assert!(leaves(&all[0]) && !all[1..].iter().any(|seat| leaves(seat)));
+        assert_eq!(seats.taken.len(), CONNECTIONS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_closed_soon() {
+        let running = run().await;
+        for said in ["", "GET /livez HT"] {
+            let mut stream = TcpStream::connect(running.address).await.unwrap();
+            let begun = chinwag_core::clock::now();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
+            assert!(begun.elapsed() < Duration::from_secs(3), "{said}");
+        }
+    }
+
+    /// Takes every descriptor there is, so it has a process of its own, with few of them.
+    #[cfg(unix)]
+    #[test]
+    fn a_scrape_needs_no_descriptor_of_the_others() {
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 64 && exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args([
+                "--ignored",
+                "--exact",
+                "metrics::tests::without_descriptors",
+            ])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("1 passed"), "{text}");
+    }
+
+    #[tokio::test]
+    #[ignore = "takes every descriptor of its process"]
+    async fn without_descriptors() {
+        let running = run().await;
+        // A client's own descriptor is there before there are no more.
+        let sockets: Vec<_> = (0..3).map(|_| TcpSocket::new_v4().unwrap()).collect();
+        let mut taken = Vec::new();
+        while let Some(file) = Spare::open() {
+            taken.push(file);
+        }
+        for socket in sockets {
+            let request = async {
+                let mut stream = socket.connect(running.address).await.unwrap();
+                stream
+                    .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                    .await
+                    .unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                (stream, answer)
+            };
+            let answered = timeout(CONNECTION_TIMEOUT / 3, request).await;
+            let (stream, answer) = answered.expect("accepted with the spare descriptor");
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            // The server, which closed and took its spare again in one turn, keeps that; the client's goes to the others.
+            drop(stream);
+            taken.extend(Spare::open());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //! A kind is a configuration type; the registry keeps, for each, a plain function that reads a table into it. There is
 //! no registration at link time and no global: two servers in one process may have different kinds.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use chinwag_core::{
@@ -80,7 +80,7 @@ impl Plugins {
     pub fn transport<C: TransportConfig>(mut self) -> Self {
         let kind = TransportKind {
             wire: C::WIRE,
-            read: |table, problems| Some(Box::new(table.read_sound::<C>(problems)?)),
+            read: |table, problems| Some(Box::new(table.read::<C>(problems)?)),
         };
         let taken = self.transports.insert(C::KIND, kind);
         assert!(taken.is_none(), "transport kind {:?} added twice", C::KIND);
@@ -160,6 +160,7 @@ impl fmt::Debug for Plugins {
 #[async_trait]
 pub(crate) trait ReadyToBind: Send + Sync {
     fn check(&self, listener: &ListenerConfig) -> Result<(), Vec<BuildError>>;
+    fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)>;
     async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError>;
 }
 
@@ -167,6 +168,10 @@ pub(crate) trait ReadyToBind: Send + Sync {
 impl<C: TransportConfig> ReadyToBind for C {
     fn check(&self, listener: &ListenerConfig) -> Result<(), Vec<BuildError>> {
         TransportConfig::check(self, listener)
+    }
+
+    fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        TransportConfig::paths(self)
     }
 
     async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {

@@ -486,13 +486,13 @@ bind = \"127.0.0.1:0\"
     #[tokio::test]
     async fn nothing_starts_from_a_wrong_document() {
         let error =
-            start("[transports.a]\nkind = \"speaker\"\nbind = \"127.0.0.1:0\"\nwrod = \"x\"")
+            start("[transports.a]\nkind = \"speaker\"\nbind = \"127.0.0.1:0\"\nwordy = \"x\"")
                 .await
                 .unwrap_err();
         let text = error.to_string();
         for block in [
             "configuration:1:13: error: transports.a: missing key `word`\n 1 | [transports.a]\n   |             ^\n",
-            "configuration:4:1: error: transports.a: unknown key `wrod`; did you mean `word`?\n 4 | wrod",
+            "configuration:4:1: error: transports.a: unknown key `wordy`; did you mean `word`?\n 4 | wordy",
         ] {
             assert!(text.contains(block), "{text}");
         }

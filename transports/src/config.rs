@@ -130,6 +130,12 @@ impl ListenerConfig {
             if !self.hosts.is_empty() {
                 fault("hosts", "only HTTP kinds have a Host header");
             }
+            if self.header_timeout != ten_seconds() {
+                fault("header_timeout", "only HTTP kinds have a head");
+            }
+            if self.body_timeout != thirty_seconds() {
+                fault("body_timeout", "only HTTP kinds have a body");
+            }
         }
         #[cfg(feature = "http")]
         if let Err(message) = crate::http::Hosts::new(&self.hosts) {
@@ -296,8 +302,8 @@ pub(crate) mod tests {
             ),
             (
                 Wire::Stream,
-                serde_json::json!({ "client_address": "x-forwarded-for", "proxies": ["10.0.0.0/8"], "hosts": ["a"] }),
-                vec!["client_address", "hosts"],
+                serde_json::json!({ "client_address": "x-forwarded-for", "proxies": ["10.0.0.0/8"], "hosts": ["a"], "header_timeout": "3s", "body_timeout": "3s" }),
+                vec!["client_address", "hosts", "header_timeout", "body_timeout"],
             ),
             (
                 Wire::Stream,

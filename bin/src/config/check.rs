@@ -5,14 +5,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use chinwag_transports::Wire;
+use chinwag_transports::{ListenerConfig, Wire};
 use figment::value::Value;
 
 use super::{
     Draft, TransportDraft,
     document::{Document, KeyPath, Part, Step},
     near::hint,
-    problem::Place,
     refuse,
 };
 
@@ -70,10 +69,10 @@ impl Draft {
             let Some(listener) = &transport.listener else {
                 continue;
             };
-            let of_listener = transport.wire.map(|wire| listener.check(wire));
+            // Where the kind is not known, so is what it speaks; every rule for HTTP holds for streams too.
+            let of_listener = listener.check(transport.wire.unwrap_or(Wire::Http));
             let of_kind = transport.ready.as_ref().map(|ready| ready.check(listener));
-            let faults = of_listener
-                .into_iter()
+            let faults = std::iter::once(of_listener)
                 .chain(of_kind)
                 .filter_map(Result::err)
                 .flatten();
@@ -87,43 +86,49 @@ impl Draft {
         let listening: Vec<_> = self
             .transports
             .iter()
-            .filter_map(|transport| {
-                Some((transport, transport.listener.as_ref()?, transport.wire?))
-            })
+            .filter(|transport| !self.problems.is_at_fault(&transport.path.key("bind")))
+            .filter_map(|transport| Some((transport, transport.listener.as_ref()?)))
             .collect();
-        for (index, &(second, second_listener, second_wire)) in listening.iter().enumerate() {
-            for &(first, first_listener, first_wire) in listening.iter().take(index) {
+        for (index, &(second, second_listener)) in listening.iter().enumerate() {
+            for &(first, first_listener) in listening.iter().take(index) {
                 let (a, b) = (first_listener.bind, second_listener.bind);
                 let Some(overlap) = overlap(a, b) else {
                     continue;
                 };
-                let shared = first_wire == Wire::Http && second_wire == Wire::Http;
-                if a.port() == 0 && !(shared && overlap == Overlap::Same) {
+                let streams: Vec<_> = [second, first]
+                    .into_iter()
+                    .filter(|transport| transport.wire != Some(Wire::Http))
+                    .collect();
+                if a.port() == 0 && !(streams.is_empty() && overlap == Overlap::Same) {
                     // The system chooses another port for each.
                     continue;
                 }
                 let bind = second.path.key("bind");
-                let message = match overlap {
-                    Overlap::Same if shared => {
-                        let differing = first_listener.differs(second_listener);
-                        if let Some(key) = differing {
-                            let (place, message) = disagreement(&self.document, first, second, key);
-                            self.problems.error(place, message);
+                let message = match (overlap, streams.first()) {
+                    (Overlap::Same, None) => {
+                        let document = &self.document;
+                        let faults = disagreements(document, first, second)
+                            .into_iter()
+                            .chain(clashes(document, first, second));
+                        for Clash { keys, message } in faults {
+                            if keys.iter().any(|key| self.problems.is_at_fault(key)) {
+                                continue;
+                            }
+                            let [here, _] = keys;
+                            let place = document.locate(&here, Part::Value);
+                            self.problems.error(place, format!("{here}: {message}"));
                         }
                         continue;
                     }
-                    Overlap::Same => {
-                        let alone = if second_wire == Wire::Stream {
-                            second
-                        } else {
-                            first
-                        };
-                        format!(
-                            "{b} is the bind of {}; kind {:?} can't share one",
-                            first.path, alone.kind
-                        )
+                    // What a kind that is not known would speak is not known either.
+                    (Overlap::Same, Some(_)) if first.wire.is_none() || second.wire.is_none() => {
+                        continue;
                     }
-                    Overlap::Includes => format!(
+                    (Overlap::Same, Some(alone)) => format!(
+                        "{b} is the bind of {}; kind {:?} can't share one",
+                        first.path, alone.kind
+                    ),
+                    (Overlap::Includes, _) => format!(
                         "{b} and {a} of {} overlap; give both the same bind, or different ports",
                         first.path
                     ),
@@ -142,7 +147,11 @@ impl Draft {
         };
         let key = KeyPath::new(["metrics", "bind"]);
         let place = self.document.locate(&key, Part::Value);
-        if !metrics.insecure && !is_loopback(metrics.bind.ip()) {
+        let insecure = metrics.insecure
+            || self
+                .problems
+                .is_at_fault(&KeyPath::new(["metrics", "insecure"]));
+        if !insecure && !is_loopback(metrics.bind.ip()) {
             self.problems.error(
                 place.clone(),
                 format!(
@@ -262,28 +271,134 @@ impl Draft {
     }
 }
 
-/// That two transports on one socket differ in `key`, blamed on the second unless only the first says something.
-fn disagreement(
+/// What two transports that share a socket can't both have.
+struct Clash {
+    /// Where it is told, and where the other of the two says it.
+    keys: [KeyPath; 2],
+    message: String,
+}
+
+/// The keys in which two transports on one socket differ, blamed on the second unless only the first says something.
+fn disagreements(
     document: &Document,
     first: &TransportDraft,
     second: &TransportDraft,
-    key: &str,
-) -> (Place, String) {
-    let (mut here, mut there) = (second, first);
-    if !document.contains(&second.path.key(key)) {
-        (here, there) = (first, second);
+) -> Vec<Clash> {
+    let (Some(one), Some(other)) = (&first.listener, &second.listener) else {
+        return Vec::new();
+    };
+    differing(one, other)
+        .into_iter()
+        .map(|key| {
+            let (mut here, mut there) = (second, first);
+            if !document.contains(&second.path.key(key)) {
+                (here, there) = (first, second);
+            }
+            Clash {
+                keys: [here.path.key(key), there.path.key(key)],
+                message: format!(
+                    "differs from that of {}, which has the same bind and so the same listener",
+                    there.path
+                ),
+            }
+        })
+        .collect()
+}
+
+/// Every key in which two listeners differ although they must not. [`ListenerConfig::differs`] tells the first, so each
+/// is made equal before the next is asked for.
+fn differing(one: &ListenerConfig, other: &ListenerConfig) -> Vec<&'static str> {
+    let (from, mut to) = (one.clone(), other.clone());
+    let mut keys = Vec::new();
+    while let Some(key) = from.differs(&to) {
+        keys.push(key);
+        match key {
+            "bind" => to.bind = from.bind,
+            "insecure" => to.insecure = from.insecure,
+            "max_connections" => to.max_connections = from.max_connections,
+            "max_connections_per_ip" => to.max_connections_per_ip = from.max_connections_per_ip,
+            "client_address" => to.client_address = from.client_address,
+            "proxies" => to.proxies.clone_from(&from.proxies),
+            "hosts" => to.hosts.clone_from(&from.hosts),
+            "first_byte_timeout" => to.first_byte_timeout = from.first_byte_timeout,
+            "header_timeout" => to.header_timeout = from.header_timeout,
+            "body_timeout" => to.body_timeout = from.body_timeout,
+            "write_timeout" => to.write_timeout = from.write_timeout,
+            _ => break,
+        }
     }
-    let key = here.path.key(key);
-    let message = format!(
-        "{key}: differs from that of {}, which has the same bind and so the same listener",
-        there.path
-    );
-    (document.locate(&key, Part::Value), message)
+    keys
+}
+
+/// The paths that two transports on one socket both claim, blamed on the second unless only the first names them.
+fn clashes(document: &Document, first: &TransportDraft, second: &TransportDraft) -> Vec<Clash> {
+    let (Some(one), Some(other)) = (&first.ready, &second.ready) else {
+        return Vec::new();
+    };
+    let mut clashes: Vec<(KeyPath, KeyPath, &TransportDraft, Vec<String>)> = Vec::new();
+    for (first_key, path) in one.paths() {
+        for (second_key, same) in other.paths() {
+            if path != same {
+                continue;
+            }
+            let names = |transport: &TransportDraft, key| {
+                key != "kind" && document.contains(&transport.path.key(key))
+            };
+            let (mut here, mut there) = ((second, second_key), (first, first_key));
+            if names(first, first_key) && !names(second, second_key) {
+                (here, there) = (there, here);
+            }
+            let (key, other_key) = (here.0.path.key(here.1), there.0.path.key(there.1));
+            let same_keys = clashes
+                .iter_mut()
+                .find(|(a, b, ..)| *a == key && *b == other_key);
+            match same_keys {
+                Some((.., paths)) => paths.push(format!("{path:?}")),
+                None => clashes.push((key, other_key, there.0, vec![format!("{path:?}")])),
+            }
+        }
+    }
+    clashes
+        .into_iter()
+        .map(|(key, other_key, there, paths)| {
+            let (paths, verb) = (paths.join(", "), if paths.len() > 1 { "are" } else { "is" });
+            Clash {
+                message: format!(
+                    "{paths} {verb} taken by {}, which has the same bind",
+                    there.path
+                ),
+                keys: [key, other_key],
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_key_that_a_socket_has_is_compared() {
+        let listener = |extra: &str| -> ListenerConfig {
+            toml::from_str(&format!("bind = \"127.0.0.1:80\"\n{extra}")).unwrap()
+        };
+        let other = listener(
+            "insecure = true\nmax_connections = 1\nmax_connections_per_ip = 1\n\
+             client_address = \"proxy-protocol\"\nproxies = [\"::1\"]\nhosts = [\"a\"]\n\
+             first_byte_timeout = \"1s\"\nheader_timeout = \"1s\"\nbody_timeout = \"1s\"\n\
+             write_timeout = \"1s\"\ntimeout = \"1s\"\nlogin_timeout = \"1s\"\n",
+        );
+        let other = ListenerConfig {
+            bind: "127.0.0.1:81".parse().unwrap(),
+            ..other
+        };
+        let mut keys = differing(&listener(""), &other);
+        keys.sort_unstable();
+        let mut all = ListenerConfig::KEYS.to_vec();
+        all.retain(|key| !["timeout", "login_timeout", "tls"].contains(key));
+        all.sort_unstable();
+        assert_eq!(keys, all);
+    }
 
     #[test]
     fn binds_overlap_as_sockets_do() {

@@ -37,6 +37,16 @@ impl KeyPath {
     pub(crate) fn key(&self, key: &str) -> Self {
         self.join([Step::Key(key.into())])
     }
+
+    /// The same less its last step; the root is its own.
+    pub(crate) fn up(&self) -> Self {
+        Self(self.0.split_last().map_or(&[][..], |(_, up)| up).to_vec())
+    }
+
+    /// Whether it is `other`, or leads to a part of it.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.0.starts_with(&other.0)
+    }
 }
 
 impl fmt::Display for KeyPath {

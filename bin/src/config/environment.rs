@@ -15,7 +15,10 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::problem::{Place, Problems};
+use super::{
+    document::KeyPath,
+    problem::{Place, Problems},
+};
 
 /// What every name begins with.
 const PREFIX: &str = "CHINWAG_";
@@ -88,7 +91,9 @@ fn read(name: &OsStr, value: OsString, problems: &mut Problems) -> Option<Variab
         );
         return None;
     }
+    let key = || KeyPath::new(path.iter().map(String::as_str));
     if rest.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        problems.blame(key());
         problems.error(
             place,
             format!("write it in capitals: {}", name.to_uppercase()),
@@ -96,6 +101,7 @@ fn read(name: &OsStr, value: OsString, problems: &mut Problems) -> Option<Variab
         return None;
     }
     let Ok(value) = value.into_string() else {
+        problems.blame(key());
         problems.error(place, "the value is not UTF-8");
         return None;
     };
@@ -103,6 +109,7 @@ fn read(name: &OsStr, value: OsString, problems: &mut Problems) -> Option<Variab
         match content(&value) {
             Ok(content) => content,
             Err(cause) => {
+                problems.blame(key());
                 problems.error(place, format!("can't read {value:?}: {cause}"));
                 return None;
             }
@@ -148,6 +155,7 @@ fn refuse_conflicts(found: &mut Vec<Variable>, problems: &mut Problems) {
                     name: variable.name.as_str().into(),
                 };
                 problems.error(place, format!("{} sets the same key", other.name));
+                problems.blame(KeyPath::new(variable.path.iter().map(String::as_str)));
             }
             other.is_some()
         })

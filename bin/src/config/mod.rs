@@ -25,7 +25,9 @@ use std::{
 use chinwag_core::{
     ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, Log, RoomPattern,
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
-    plugin::{Authenticator, AuthenticatorContext, BuildError, Validator},
+    plugin::{
+        Authenticator, AuthenticatorContext, BuildError, Draft as Message, Rejection, Validator,
+    },
 };
 use chinwag_transports::{ListenerConfig, Wire};
 use tracing::{debug, info, warn};
@@ -33,7 +35,7 @@ use tracing::{debug, info, warn};
 pub use self::problem::{ConfigError, Problem, Severity};
 use self::{
     document::{Document, KeyPath, Part},
-    problem::Place,
+    problem::{Place, words},
     reader::Reader,
     tables::ClusterConfig,
 };
@@ -70,8 +72,6 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Draft {
     document: Document,
     problems: Problems,
-    /// Tables with mistakes: rules between keys say nothing useful of them.
-    faulty: BTreeSet<KeyPathText>,
     base: PathBuf,
     builtin: bool,
     server: ServerConfig,
@@ -90,13 +90,11 @@ pub(crate) struct Draft {
     order: Arc<dyn Log>,
 }
 
-/// A path as messages show it.
-type KeyPathText = String;
-
 struct RoomDraft {
     path: KeyPath,
     name: String,
-    pattern: RoomPattern,
+    /// `None` where it can match no room.
+    pattern: Option<RoomPattern>,
     config: RoomConfig,
 }
 
@@ -107,7 +105,7 @@ struct TransportDraft {
     wire: Option<Wire>,
     /// `None` where the key is missing or wrong.
     auth: Option<Vec<String>>,
-    /// `None` where one of its keys is wrong.
+    /// A key that is wrong has its default, or something harmless, in its place.
     listener: Option<ListenerConfig>,
     ready: Option<Box<dyn ReadyToBind>>,
     /// The keys of its kind, as the document has them.
@@ -203,7 +201,6 @@ impl Draft {
             plugins,
             document: &document,
             problems,
-            faulty: BTreeSet::new(),
         };
         reader.top_level();
         let server = reader.table("server");
@@ -218,13 +215,10 @@ impl Draft {
         let metrics = reader.metrics();
         let log = reader.table("log");
         let cluster = reader.table("cluster");
-        let Reader {
-            problems, faulty, ..
-        } = reader;
+        let problems = reader.problems;
         Ok(Self {
             document,
             problems,
-            faulty,
             base: source.base.into(),
             builtin: source.builtin,
             server,
@@ -272,7 +266,13 @@ impl Draft {
             rooms: self
                 .rooms
                 .into_iter()
-                .map(|room| (room.name, room.pattern, room.config))
+                .map(|room| {
+                    (
+                        room.name,
+                        room.pattern.unwrap_or_else(unmatched),
+                        room.config,
+                    )
+                })
                 .collect(),
             validators,
             log: self.order,
@@ -281,18 +281,19 @@ impl Draft {
         let faults = Hub::check(&hub);
         for fault in &faults {
             let path = KeyPath::new(fault.key.split('.'));
-            let in_faulty = (1..=path.0.len())
-                .map(|len| KeyPath(path.0.iter().take(len).cloned().collect()).to_string())
-                .any(|table| self.faulty.contains(&table));
+            let inherited = inherited(&self.document, &fault.key);
+            let excused = [Some(&path), inherited.as_ref()]
+                .into_iter()
+                .flatten()
+                .any(|path| self.problems.excuse(path, &fault.message));
             // A fault that a room takes over from [room] has been told there.
-            let told = inherited(&self.document, &fault.key).is_some_and(|inherited| {
+            let told = inherited.is_some_and(|inherited| {
                 let inherited = inherited.to_string();
                 faults
                     .iter()
                     .any(|other| other.key == inherited && other.message == fault.message)
             });
-            // What a key that could not be read would have been is not known: its default proves nothing.
-            if !in_faulty && !told {
+            if !excused && !told {
                 self.problems.error(
                     place_of(&self.document, &fault.key),
                     message_of(&self.document, fault),
@@ -388,18 +389,20 @@ impl Draft {
         built
     }
 
+    /// Every validator of the document by its name: one that could not be built is there too, so that rooms are not
+    /// blamed for naming it.
     fn build_validators(&mut self) -> BTreeMap<String, Arc<dyn Validator>> {
-        let mut built = BTreeMap::new();
+        let mut built: BTreeMap<String, Arc<dyn Validator>> = BTreeMap::new();
         for validator in &mut self.validators {
-            match validator.ready.take().map(ReadyToValidate::build) {
-                Some(Ok(made)) => {
-                    built.insert(validator.name.clone(), made);
-                }
+            let made = match validator.ready.take().map(ReadyToValidate::build) {
+                Some(Ok(made)) => made,
                 Some(Err(error)) => {
                     refuse(&self.document, &mut self.problems, &validator.path, &error);
+                    Arc::new(Unbuilt)
                 }
-                None => (),
-            }
+                None => Arc::new(Unbuilt),
+            };
+            built.insert(validator.name.clone(), made);
         }
         built
     }
@@ -419,7 +422,8 @@ impl Draft {
             ("cluster".into(), format!("{:?}", self.cluster)),
         ];
         for room in &self.rooms {
-            let text = format!("{:?} {:?}", room.pattern, room.config);
+            let pattern = room.pattern.clone().unwrap_or_else(unmatched);
+            let text = format!("{pattern:?} {:?}", room.config);
             tables.push((room.path.to_string(), text));
         }
         for transport in &self.transports {
@@ -450,6 +454,24 @@ impl Draft {
     }
 }
 
+/// Stands in for a validator with a mistake in its table, which nothing starts from.
+struct Unbuilt;
+
+impl Validator for Unbuilt {
+    fn check(&self, _draft: &mut Message<'_>) -> Result<(), Rejection> {
+        Err(Rejection::Rejected(
+            "nothing is sent before all is built".into(),
+        ))
+    }
+}
+
+/// Stands in for a pattern that can match no room. Nobody calls a room so, thus it ties with none that somebody wrote.
+fn unmatched() -> RoomPattern {
+    "-".repeat(64)
+        .parse()
+        .expect("a room's name may have 64 dashes")
+}
+
 /// Where the core's `key` stands.
 fn place_of(document: &Document, key: &str) -> Place {
     let path = inherited(document, key).unwrap_or_else(|| KeyPath::new(key.split('.')));
@@ -469,8 +491,7 @@ fn message_of(document: &Document, fault: &ConfigFault) -> String {
     let ConfigFault { key, message } = fault;
     let mut text = format!("{key}: {message}");
     let (table, own) = key.rsplit_once('.').unwrap_or((key, ""));
-    let words = message.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    for word in words.collect::<BTreeSet<_>>() {
+    for word in words(message).collect::<BTreeSet<_>>() {
         let path = KeyPath::new(table.split('.').chain([word]));
         if word != own
             && let Some(variable) = document.variables(&path).first()
@@ -481,15 +502,18 @@ fn message_of(document: &Document, fault: &ConfigFault) -> String {
     text
 }
 
-/// Reports what a plugin says of its table.
+/// Reports what a plugin says of its table, unless that is about a key that could not be read.
 fn refuse(document: &Document, problems: &mut Problems, table: &KeyPath, error: &BuildError) {
     let path = error
         .key
         .map_or_else(|| table.clone(), |key| table.key(key));
-    problems.error(
-        document.locate(&path, Part::Value),
-        format!("{path}: {error}"),
-    );
+    let message = error.to_string();
+    if !problems.excuse(&path, &message) {
+        problems.error(
+            document.locate(&path, Part::Value),
+            format!("{path}: {message}"),
+        );
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, sync::Arc};
 
+use super::document::KeyPath;
+
 /// Where in a configuration something stands. Ordered as a reader meets it: the document from its first line to its
 /// last, then the environment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,6 +165,8 @@ impl Error for ConfigError {}
 pub(crate) struct Problems {
     found: Vec<Problem>,
     errors: usize,
+    /// What could not be read, and so has its default or nothing in its place. No more than there are mistakes.
+    at_fault: Vec<KeyPath>,
 }
 
 impl Problems {
@@ -181,6 +185,26 @@ impl Problems {
             severity,
             message,
         });
+    }
+
+    /// What stands at `key`, or was meant to, could not be read, which is reported elsewhere.
+    pub(crate) fn blame(&mut self, key: KeyPath) {
+        self.at_fault.push(key);
+    }
+
+    /// Whether `key`, or what it is part of, could not be read: what stands in its place proves nothing.
+    pub(crate) fn is_at_fault(&self, key: &KeyPath) -> bool {
+        self.at_fault.iter().any(|fault| key.is_within(fault))
+    }
+
+    /// Whether a rule that `key` is said to break need not be spoken of: the key could not be read, or another that
+    /// the message names could not, be it beside `key` or in it.
+    pub(crate) fn excuse(&self, key: &KeyPath, message: &str) -> bool {
+        let beside = key.up();
+        self.is_at_fault(key)
+            || words(message)
+                .flat_map(|word| [beside.key(word), key.key(word)])
+                .any(|named| self.at_fault.iter().any(|fault| fault.is_within(&named)))
     }
 
     /// How many errors there are: compare two counts to learn whether what happened between them went well.
@@ -205,9 +229,40 @@ impl Problems {
     }
 }
 
+/// The words of a message, among which are the names of the keys that it speaks of.
+pub(crate) fn words(message: &str) -> impl Iterator<Item = &str> {
+    message
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| !word.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_is_excused_by_the_keys_that_it_is_about_and_by_no_other() {
+        let key = |text: &str| KeyPath::new(text.split('.'));
+        let excused = |at_fault: &str, of: &str, message: &str| {
+            let mut problems = Problems::default();
+            problems.blame(key(at_fault));
+            problems.excuse(&key(of), message)
+        };
+        for at_fault in ["t", "t.a", "t.b", "t.b.c", "t.a.c"] {
+            assert!(
+                excused(at_fault, "t.a", "must be above b, or `c`"),
+                "{at_fault}"
+            );
+        }
+        for at_fault in ["t.d", "t.a.d", "u", "u.a", "u.b", "t.above_b"] {
+            assert!(
+                !excused(at_fault, "t.a", "must be above b, or `c`"),
+                "{at_fault}"
+            );
+        }
+        assert!(!excused("t.a", "t", "b is one too many"));
+        assert!(excused("t.b", "t", "b is one too many"));
+    }
 
     fn line(text: &str, column: usize, width: usize) -> String {
         Problem {

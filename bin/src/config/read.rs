@@ -79,6 +79,7 @@ impl<'d> Table<'d> {
             .map_err(|mut fault| {
                 fault.path.insert(0, Step::Key(key.into()));
                 self.report(&fault, problems);
+                problems.blame(self.path.key(key));
             })
             .ok()
     }
@@ -104,13 +105,14 @@ impl<'d> Table<'d> {
         self.read_and_keep(problems).0
     }
 
-    /// As [`read`](Self::read), but `None` unless everything is right.
+    /// As [`read`](Self::read), but `None` unless everything is right: for what is built at once and may act on what
+    /// its table says, say connect to somebody.
     pub(crate) fn read_sound<T: DeserializeOwned>(self, problems: &mut Problems) -> Option<T> {
         let before = problems.errors();
         self.read(problems).filter(|_| problems.errors() == before)
     }
 
-    /// As [`read`](Self::read), with the entries that were right.
+    /// As [`read`](Self::read), with the entries that were right. Those that were not are known to `problems`.
     pub(crate) fn read_and_keep<T: DeserializeOwned>(
         mut self,
         problems: &mut Problems,
@@ -140,8 +142,14 @@ impl<'d> Table<'d> {
                 path.truncate(index);
             }
             if !remove(&mut self.entries, &path) {
+                path.extend(match fault.kind {
+                    Kind::Missing(key) => Some(Step::Key(key)),
+                    _ => None,
+                });
+                problems.blame(self.path.join(path));
                 return (None, self.entries);
             }
+            problems.blame(self.path.join(path.iter().cloned()));
             removed.insert(path);
         }
     }
@@ -150,14 +158,21 @@ impl<'d> Table<'d> {
         let path = self.path.join(fault.path.iter().cloned());
         match &fault.kind {
             Kind::UnknownKey(key, known) => {
-                let around = KeyPath(path.0.split_last().map_or(&[][..], |(_, up)| up).to_vec());
+                let around = path.up();
                 // The siblings belong to the table itself and not to tables within it.
                 let siblings = if around == self.path {
                     self.siblings.as_slice()
                 } else {
                     &[]
                 };
-                let hint = hint(key, known.iter().chain(siblings).copied(), "there are");
+                let known = || known.iter().chain(siblings).copied();
+                // What stands under the misspelt name is not known to the rules of the key that was meant.
+                if let Some(meant) = nearest(key, known()).map(|near| around.key(near))
+                    && !self.document.contains(&meant)
+                {
+                    problems.blame(meant);
+                }
+                let hint = hint(key, known(), "there are");
                 problems.error(
                     self.document.locate(&path, Part::Key),
                     format!("{around}: unknown key `{key}`{hint}"),
@@ -259,6 +274,7 @@ fn plain(words: &str) -> &str {
             "expected an IP address with a port, like \"127.0.0.1:8080\""
         }
         _ if words.starts_with("struct ") => "a table",
+        _ if words.starts_with("enum ") => "a text in quotes",
         _ => words,
     }
 }
@@ -645,7 +661,7 @@ mod tests {
     #[test]
     fn every_mistake_of_a_table_comes_out_at_once() {
         let (value, problems) = read::<Everything>(
-            "[t]\ncount = \"x\"\nratio = true\nlist = [1, 2, 300, -1]\nchoice = \"secnd\"\ncolour = 1\n\
+            "[t]\ncount = \"x\"\nratio = true\nlist = [1, 2, 300, -1]\nchoice = \"secondo\"\ncolour = 1\n\
              inner = { rate = 1.5, burst = \"2\", brust = 2 }\n",
             &[],
         );
@@ -656,7 +672,7 @@ mod tests {
                 "f:2:9: t.count: expected a whole number from 0 to 65535, found \"x\"",
                 "f:3:9: t.ratio: expected a number, found true",
                 "f:4:15: t.list[2]: expected a whole number from 0 to 255, found 300",
-                "f:5:10: t.choice: unknown value \"secnd\"; did you mean \"second\"?",
+                "f:5:10: t.choice: unknown value \"secondo\"; did you mean \"second\"?",
                 "f:6:1: t: unknown key `colour`; there are count, ratio, on, list, words, text, choice, inner",
                 "f:7:18: t.inner.rate: expected a whole number from 0 to 255, found 1.5",
                 "f:7:31: t.inner.burst: expected a whole number from 0 to 255, found \"2\"",

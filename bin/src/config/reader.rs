@@ -1,6 +1,6 @@
 //! Reading each table of a document into its own type, with every mistake in it.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::fmt::Write;
 
 use chinwag_core::{
     RoomPattern,
@@ -11,8 +11,8 @@ use figment::value::{Dict, Num, Value};
 use serde::de::DeserializeOwned;
 
 use super::{
-    AuthenticatorDraft, KeyPathText, MetricsConfig, OWN_TRANSPORTS, Problems, RoomDraft, Table,
-    TransportDraft, ValidatorDraft,
+    AuthenticatorDraft, MetricsConfig, OWN_TRANSPORTS, Problems, RoomDraft, Table, TransportDraft,
+    ValidatorDraft,
     document::{Document, KeyPath, Part, Step},
     near::{hint, nearest},
     problem::Place,
@@ -48,12 +48,14 @@ const LATER_TABLES: [&str; 3] = ["session_managers", "tls", "web"];
 /// How long an authenticator may take where its table does not say.
 const AUTHENTICATOR_TIMEOUT: Span = Span::secs(5);
 
+/// Stands in for a bind that could not be read. No rule is about it: the key is known to be at fault.
+const ANYWHERE: &str = "127.0.0.1:0";
+
 /// What reading the tables needs and finds.
 pub(super) struct Reader<'d> {
     pub(super) plugins: &'d Plugins,
     pub(super) document: &'d Document,
     pub(super) problems: Problems,
-    pub(super) faulty: BTreeSet<KeyPathText>,
 }
 
 /// A kind that a table may name, in the words of messages.
@@ -78,6 +80,12 @@ impl<'d> Reader<'d> {
             };
             let place = self.document.locate(&path, Part::Key);
             self.problems.error(place, message);
+            // What stands there is not known to the rules of the table that was meant.
+            if let Some(meant) = nearest(key, TABLES)
+                && !self.document.root().contains_key(meant)
+            {
+                self.problems.blame(KeyPath::new([meant]));
+            }
         }
     }
 
@@ -87,17 +95,8 @@ impl<'d> Reader<'d> {
     }
 
     fn read<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
-        let table = Table::new(
-            self.document,
-            KeyPath::new([name]),
-            self.entries(name)?.clone(),
-        );
-        let before = self.problems.errors();
-        let value = table.read(&mut self.problems);
-        if self.problems.errors() > before {
-            self.faulty.insert(name.into());
-        }
-        value
+        let entries = self.entries(name)?.clone();
+        Table::new(self.document, KeyPath::new([name]), entries).read(&mut self.problems)
     }
 
     /// The entries of a top-level table, if it is there and is one.
@@ -115,6 +114,7 @@ impl<'d> Reader<'d> {
                 _ => format!("{name}: expected a table; write [{name}]"),
             };
             self.problems.error(place, message);
+            self.problems.blame(KeyPath::new([name]));
         }
         entries
     }
@@ -130,18 +130,13 @@ impl<'d> Reader<'d> {
             return (RoomConfig::default(), Dict::new());
         };
         let table = Table::new(self.document, KeyPath::new(["room"]), entries.clone());
-        let before = self.problems.errors();
         let (room, entries) = table.read_and_keep(&mut self.problems);
-        if self.problems.errors() > before {
-            self.faulty.insert("room".into());
-        }
         (room.unwrap_or_default(), entries)
     }
 
     pub(super) fn rooms(&mut self, inherited: &Dict) -> Vec<RoomDraft> {
         let mut rooms = Vec::new();
         for (name, path, entries) in self.named("rooms") {
-            let before = self.problems.errors();
             let mut own = Table::new(self.document, path.clone(), entries);
             let text = own
                 .take::<String>("match", &mut self.problems)
@@ -150,16 +145,13 @@ impl<'d> Reader<'d> {
                 let key = path.key("match");
                 let place = self.document.locate(&key, Part::Value);
                 self.problems.error(place, format!("{key}: {message}"));
+                self.problems.blame(key);
             });
-            let config = own.over(inherited).read(&mut self.problems);
-            if self.problems.errors() > before {
-                self.faulty.insert(path.to_string());
-            }
-            if let (Ok(pattern), Some(config)) = (pattern, config) {
+            if let Some(config) = own.over(inherited).read(&mut self.problems) {
                 rooms.push(RoomDraft {
                     path,
                     name,
-                    pattern,
+                    pattern: pattern.ok(),
                     config,
                 });
             }
@@ -180,9 +172,8 @@ impl<'d> Reader<'d> {
                 },
             );
             let auth = table.take("auth", &mut self.problems);
-            let listener = table
-                .split(&ListenerConfig::KEYS)
-                .read_sound(&mut self.problems);
+            let common = table.split(&ListenerConfig::KEYS);
+            let listener = self.listener(common);
             let own = table.show_values();
             let plugin = kind
                 .as_deref()
@@ -200,6 +191,17 @@ impl<'d> Reader<'d> {
             });
         }
         transports
+    }
+
+    /// The keys that every transport has. Without a bind that can be read the rest has rules all the same.
+    fn listener(&mut self, table: Table<'d>) -> Option<ListenerConfig> {
+        let path = table.path().clone();
+        let (listener, mut right) = table.read_and_keep(&mut self.problems);
+        if listener.is_none() && self.problems.is_at_fault(&path.key("bind")) {
+            right.insert("bind".into(), Value::from(ANYWHERE));
+            return Table::new(self.document, path, right).read(&mut self.problems);
+        }
+        listener
     }
 
     pub(super) fn authenticators(&mut self) -> Vec<AuthenticatorDraft> {
@@ -284,6 +286,7 @@ impl<'d> Reader<'d> {
             let meant = self.misnamed(&path, &place);
             self.problems
                 .error(place, format!("{path}: missing key `kind`; {has}{meant}"));
+            self.problems.blame(path.key("kind"));
             return None;
         }
         let kind: String = table.take("kind", &mut self.problems)?;
@@ -298,8 +301,10 @@ impl<'d> Reader<'d> {
         } else {
             format!("{path}: unknown kind {kind:?}; {has}")
         };
-        let place = self.document.locate(&path.key("kind"), Part::Value);
+        let key = path.key("kind");
+        let place = self.document.locate(&key, Part::Value);
         self.problems.error(place, message);
+        self.problems.blame(key);
         None
     }
 

@@ -706,7 +706,10 @@ async fn a_cookie_keeps_the_id_from_the_page() {
     let reply = server
         .ask("POST", "/v1/session", &lines, r#"{"user":"Alice"}"#)
         .await;
-    assert_eq!(reply.status, 400, "no other place, and not asked for: {reply:?}");
+    assert_eq!(
+        reply.status, 400,
+        "no other place, and not asked for: {reply:?}"
+    );
     let reply = server.ask("POST", "/v1/session", &lines, body).await;
     assert_eq!(reply.status, 201, "the name was free at once");
     assert!(
