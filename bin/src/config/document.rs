@@ -284,13 +284,60 @@ fn line_at(name: &Arc<str>, text: &str, span: Range<usize>) -> Place {
     let line_end = start + rest.find('\n').unwrap_or(rest.len());
     let chars = |range: Range<usize>| text.get(range).map_or(0, |part| part.chars().count());
     let shown = text.get(line_start..line_end).unwrap_or_default();
+    let shown = shown.trim_end_matches('\r');
+    let may_hold_secret = is_of_authenticator(text.get(..line_start).unwrap_or_default(), shown);
     Place::Line {
         name: name.clone(),
         line,
         column: chars(line_start..start) + 1,
-        text: shown.trim_end_matches('\r').into(),
+        text: if may_hold_secret {
+            masked(shown)
+        } else {
+            shown.into()
+        },
         width: chars(start..end.min(line_end)).max(1),
     }
+}
+
+/// Whether a line belongs to an authenticator's table and is none that everybody may see. Where the document does not
+/// parse, its lines are all there is to tell by.
+fn is_of_authenticator(before: &str, line: &str) -> bool {
+    const HARMLESS: [&str; 4] = ["kind", "timeout", "file", "prefix"];
+    let line = line.trim_start();
+    let key = line.split(['=', ' ', '\t']).next().unwrap_or_default();
+    let last_header = || {
+        before
+            .lines()
+            .rev()
+            .map(str::trim_start)
+            .find(|line| line.starts_with('['))
+    };
+    let is_within = line.starts_with("authenticators")
+        || last_header().is_some_and(|header| {
+            header
+                .trim_start_matches('[')
+                .trim_start()
+                .starts_with("authenticators")
+        });
+    is_within && !line.starts_with('[') && !HARMLESS.contains(&key)
+}
+
+/// The line with its texts made unreadable, as wide as it was.
+fn masked(line: &str) -> String {
+    let mut quote = None;
+    line.chars()
+        .map(|c| match quote {
+            None => {
+                quote = matches!(c, '"' | '\'').then_some(c);
+                c
+            }
+            Some(open) if c == open => {
+                quote = None;
+                c
+            }
+            Some(_) => '*',
+        })
+        .collect()
 }
 
 fn floor_border(text: &str, at: usize) -> usize {
@@ -411,6 +458,36 @@ web.bind = \"x\" # ä
                 ..
             } => format!("{line}:{column}+{width}"),
         }
+    }
+
+    #[test]
+    fn a_line_that_may_hold_a_secret_is_masked() {
+        let text = "\
+[authenticators.api]
+kind = \"tokens\"
+tokens = { alice = \"hunter2\", bob = 7 }
+[authenticators.api.more]
+key = 'hunter3' # \"hunter4\"
+[transports.web]
+bind = \"here\"
+";
+        let document = parse(text, &[]).unwrap();
+        let line = |path: &str| match document.locate(&KeyPath::new(path.split('/')), Part::Value) {
+            Place::Line { text, .. } => text,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            line("authenticators/api/tokens/bob"),
+            "tokens = { alice = \"*******\", bob = 7 }"
+        );
+        assert_eq!(
+            line("authenticators/api/more/key"),
+            "key = '*******' # \"*******\""
+        );
+        assert_eq!(line("authenticators/api/kind"), "kind = \"tokens\"");
+        assert_eq!(line("transports/web/bind"), "bind = \"here\"");
+        let broken = parse("[authenticators.api]\ntoken = \"hunter2\" x\n", &[]);
+        assert!(broken.is_err_and(|error| !error.contains("hunter2")));
     }
 
     #[test]

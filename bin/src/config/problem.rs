@@ -160,6 +160,15 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
+/// A message less the text that it was given in place of another type: it may be a secret.
+fn without_quoted_value(message: String) -> String {
+    let Some((before, rest)) = message.split_once("string \"") else {
+        return message;
+    };
+    let after = rest.rsplit_once('"').map_or("", |(_, after)| after);
+    format!("{before}a text{after}")
+}
+
 /// The problems found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
@@ -180,6 +189,15 @@ impl Problems {
     }
 
     fn push(&mut self, place: Place, severity: Severity, message: String) {
+        let message = match &place {
+            Place::Variable { name } if name.starts_with("CHINWAG_AUTHENTICATORS__") => {
+                without_quoted_value(message)
+            }
+            Place::Line { text, .. } if text.contains("\"*") || text.contains("'*") => {
+                without_quoted_value(message)
+            }
+            _ => message,
+        };
         self.found.push(Problem {
             place,
             severity,
@@ -239,6 +257,16 @@ pub(crate) fn words(message: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_may_be_a_secret_is_not_quoted() {
+        let told = |message: &str| without_quoted_value(message.into());
+        assert_eq!(
+            told("invalid type: string \"hunter2\", expected u32"),
+            "invalid type: a text, expected u32"
+        );
+        assert_eq!(told("can't read \"users.txt\""), "can't read \"users.txt\"");
+    }
 
     #[test]
     fn a_rule_is_excused_by_the_keys_that_it_is_about_and_by_no_other() {
