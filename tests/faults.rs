@@ -239,8 +239,11 @@ async fn who_vanishes_in_the_middle_of_anything_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_descriptors_old_sessions_are_served_and_new_ones_wait() {
-    let long = "login_timeout = \"60s\"\nfirst_byte_timeout = \"60s\"\nheader_timeout = \"60s\"";
-    let setup = Setup::tables("[server]\nshutdown_grace = \"1s\"").on_all(long);
+    let long = "login_timeout = \"60s\"\nfirst_byte_timeout = \"60s\"";
+    let setup = Setup::tables("[server]\nshutdown_grace = \"1s\"")
+        .on_all(long)
+        .on(Over::WebSocket, "header_timeout = \"60s\"")
+        .on(Over::Polling, "header_timeout = \"60s\"");
     let mut server = Program::start_in_shell(&setup, "ulimit -n 64").await;
     let mut members = Vec::new();
     for over in Over::ALL {

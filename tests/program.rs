@@ -216,7 +216,10 @@ async fn a_drain_that_waits_is_not_ready_and_a_second_signal_ends_it() {
         (health.status == 503).then_some(())
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let login = Request::new("POST", "/v1/session").json(json!({"user": "late"}));
+    let refused = Http::new(server.table("poll")).ask(&login).await;
+    assert_eq!(refused.verdict(), "503 shutting_down");
+    assert!(refused.header("retry-after").is_some());
     assert!(
         server.is_running(),
         "the poller has not had its bye: {:?}",

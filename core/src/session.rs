@@ -1077,7 +1077,7 @@ fn not_joined() -> Refusal {
 }
 
 fn not_yet(what: &str) -> Refusal {
-    Refusal::bad_request(format!("This server does not have {what} yet."))
+    Refusal::bad_request(format!("{what} is not yet built."))
 }
 
 /// A session on a connection that stays open, driven by the connection's task. Dropped, it ends as `disconnected`.
