@@ -135,19 +135,24 @@ impl Stage {
         adjust(&mut config);
         let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).expect("a sound configuration");
+        let scope = Self::scope_of(&hub, Everybody);
+        Self { hub, scope }
+    }
+
+    /// A transport that asks `authenticator` alone.
+    fn scope_of(hub: &Hub, authenticator: impl Authenticator) -> Arc<Scope> {
         let link = ChainLink {
             name: "all".into(),
-            authenticator: Arc::new(Everybody),
+            authenticator: Arc::new(authenticator),
             timeout: Duration::from_secs(5),
         };
-        let scope = hub.scope(ScopeConfig {
+        hub.scope(ScopeConfig {
             name: "pipe".into(),
             auth: vec![link],
             timeout: TIMEOUT,
             login_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(10),
-        });
-        Self { hub, scope }
+        })
     }
 
     fn peer() -> Peer {
@@ -969,18 +974,7 @@ async fn a_log_in_under_way_when_the_drain_begins_is_refused() {
         }
     }
     let stage = Stage::new(|_| ());
-    let link = ChainLink {
-        name: "all".into(),
-        authenticator: Arc::new(Slow),
-        timeout: Duration::from_secs(5),
-    };
-    let scope = stage.hub.scope(ScopeConfig {
-        name: "pipe".into(),
-        auth: vec![link],
-        timeout: TIMEOUT,
-        login_timeout: Duration::from_secs(10),
-        write_timeout: Duration::from_secs(10),
-    });
+    let scope = Stage::scope_of(&stage.hub, Slow);
     let login = stage
         .hub
         .open(&scope, Stage::peer(), br#"{"user":"late"}"#, None);
@@ -1070,18 +1064,7 @@ async fn who_hangs_up_before_the_verdict_pays_as_for_a_denial() {
             burst: 2,
         };
     });
-    let link = ChainLink {
-        name: "all".into(),
-        authenticator: Arc::new(Never),
-        timeout: Duration::from_secs(5),
-    };
-    let scope = stage.hub.scope(ScopeConfig {
-        name: "pipe".into(),
-        auth: vec![link],
-        timeout: TIMEOUT,
-        login_timeout: Duration::from_secs(10),
-        write_timeout: Duration::from_secs(10),
-    });
+    let scope = Stage::scope_of(&stage.hub, Never);
     for _ in 0..2 {
         let mut login = std::pin::pin!(stage.hub.open(&scope, Stage::peer(), wrong, None));
         assert!(!poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await);

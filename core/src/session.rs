@@ -259,10 +259,19 @@ impl Session {
     /// The `error` object for a refusal, which is counted; too many, and the session will end or be muted.
     pub(crate) fn refuse(&self, id: Option<u64>, refusal: &Refusal) -> Frame {
         self.scope.hub.telemetry.refused_command(refusal.code);
+        self.trace("A command was refused.", refusal.code.code());
         if refusal.code.is_violation() {
             self.violate();
         }
         Frame::from_json(&refusal.to_json(id))
+    }
+
+    /// Logs a step of the session, for whoever has asked for `debug`. The id is shown in short.
+    fn trace(&self, step: &'static str, what: &str) {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let id = self.state.lock().id;
+            tracing::debug!(transport = %self.scope.name, session = ?id, what, "{step}");
+        }
     }
 
     /// Counts a rule as broken.
@@ -452,6 +461,7 @@ impl Session {
         }
         let pin = hub.rooms.enter(&room_name, &**self)?;
         let room = Arc::clone(&pin.room);
+        self.trace("A session joins a room.", &room_name);
         let mut state = self.state.lock();
         // Under the lock from here: whoever ends the session meanwhile finds the membership, and leaves after the join.
         if state.phase != Phase::Active {
@@ -480,6 +490,7 @@ impl Session {
     fn leave(self: &Arc<Self>, id: Option<u64>, fields: &Fields<'_>) -> Result<Done, Refusal> {
         let room_name = self.room_name(fields)?;
         let membership = self.membership(&room_name).ok_or_else(not_joined)?;
+        self.trace("A session leaves a room.", &room_name);
         let mut state = self.state.lock();
         let Some(place) = state
             .memberships
