@@ -5,6 +5,7 @@
 //! also hold the session's reply slots, which keep the replies in the order of the commands.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fmt, io,
     sync::{
@@ -84,13 +85,14 @@ impl Batch {
     }
 
     /// The events from the `skip`-th on, as one piece. Laid out when first asked for.
-    pub(crate) fn framed(&mut self, framing: Framing, skip: usize) -> Bytes {
+    pub(crate) fn framed(&mut self, framing: Framing, skip: usize) -> Cow<'_, Bytes> {
         let layout =
             self.laid[framing as usize].get_or_insert_with(|| Layout::new(&self.frames, framing));
         if skip == 0 {
-            layout.bytes.clone()
+            // Nearly every member: not even the count of references is touched for it.
+            Cow::Borrowed(&layout.bytes)
         } else {
-            layout.bytes.slice(layout.starts[skip]..)
+            Cow::Owned(layout.bytes.slice(layout.starts[skip]..))
         }
     }
 }

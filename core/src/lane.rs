@@ -211,8 +211,8 @@ struct Walk {
 /// Changes of membership that are not told yet.
 #[derive(Default)]
 struct PendingPresence {
-    /// By name: the state at the end.
-    changes: FxHashMap<Arc<str>, bool>,
+    /// By name: the state at the end. Ordered, since clients choose the names and could make hashes collide.
+    changes: BTreeMap<Arc<str>, bool>,
     rev: u64,
     count: usize,
     named: bool,
