@@ -149,7 +149,7 @@ async fn at_a_terminal_a_password_is_asked_twice_and_never_shown() {
         ("correct horse\ncorrect horse\n", 0),
         ("correct horse\ncorrect house\n", 1),
     ] {
-        // A terminal of its own; each line is typed when it is asked for.
+        // A terminal of its own; each line is typed in the moment in which it is asked for.
         let mut terminal = Command::new("script")
             .args(["--quiet", "--return", "--command", &command, "/dev/null"])
             .stdin(Stdio::piped())

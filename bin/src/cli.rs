@@ -457,17 +457,17 @@ fn passwd(_file: &Path, _user: &str) -> Result<(), Failure> {
 fn ask_password(user: &str) -> Result<secrecy::SecretString, Failure> {
     use std::io::IsTerminal;
 
+    use crate::terminal::Silence;
+
     let unread = |error: io::Error| Failure::new(format_args!("can't read a password: {error}"));
     if !io::stdin().is_terminal() {
         return first_line(io::stdin().lock()).map_err(unread);
     }
-    let ask = |prompt: String| {
-        rpassword::prompt_password(prompt)
-            .map(secrecy::SecretString::from)
-            .map_err(unread)
-    };
-    let password = ask(format!("Password for {user}: "))?;
-    let again = ask("The same again: ".into())?;
+    let terminal = Silence::keep().map_err(unread)?;
+    let password = terminal
+        .ask(&format!("Password for {user}: "))
+        .map_err(unread)?;
+    let again = terminal.ask("The same again: ").map_err(unread)?;
     if secrecy::ExposeSecret::expose_secret(&password)
         != secrecy::ExposeSecret::expose_secret(&again)
     {

@@ -24,6 +24,8 @@ mod logging;
 mod metrics;
 mod plugins;
 mod server;
+#[cfg(feature = "password")]
+mod terminal;
 
 pub use chinwag_auth as auth;
 pub use chinwag_core as core;
