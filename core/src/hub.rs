@@ -29,12 +29,13 @@ use crate::{
     names::check_room,
     plugin::{Credentials, Validator},
     pull::{Opened, PullSession},
+    push::PushSession,
     reaper::Reaper,
     registry::{Found, Registry, SessionId},
     room::{RoomContext, RoomOptions},
     rooms::{OptionTable, RoomMetrics, RoomPattern, Rooms},
     scope::{Peer, Scope, ScopeConfig},
-    session::{PushSession, Session},
+    session::Session,
     validate::{self, BUILTIN_VALIDATORS, HTML_ESCAPE},
 };
 

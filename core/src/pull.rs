@@ -14,7 +14,10 @@ use crate::{
     message::{Command, Frame, Kind},
     plugin::Credentials,
     scope::{Peer, Scope},
-    session::{Done, Ending, Session, Welcome, login_overran},
+    session::{
+        Done, Ending, Session,
+        login::{Welcome, login_overran},
+    },
 };
 
 /// Commands of one session that wait for their turn or run.

@@ -4,52 +4,40 @@
 //! queue, the limits, its place with the reaper. Ending is one step that can come from any side, happens once, and
 //! frees all of it. A session touches no socket; the wall clock only stamps what it proposes.
 
+pub(crate) mod login;
+
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
-use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use crate::{
     CloseReason, End, ErrorCode, LeaveReason, Refusal,
-    adapter::{
-        Answer, CallbackAdapter, Delivery, LastWords, Load, Outlet, Progress, PushOutlet, Slot,
-        TryWrite,
-    },
+    adapter::{Answer, CallbackAdapter, LastWords, Outlet, Slot},
     clock::{self, AtomicInstant, Instant},
-    config::{DuplicateLogin, OnAbuse},
+    config::OnAbuse,
     hub::BanKey,
     limit::{Bucket, address_key},
-    message::{
-        self, Command, Fields, Frame, Framing, Kind, Malformed, Say, ToldLimits, compact, field,
-    },
+    message::{self, Command, Fields, Frame, Kind, Say, compact, field},
     names::{Name, check_room},
-    plugin::{Credentials, Draft, Principal, PrincipalName, Rejection, Verdict},
+    plugin::{Draft, Rejection},
     reaper::{Expire, Watching},
-    registry::{Ended, Identity, Reservation, SessionId, Taken},
+    registry::{Ended, Reservation, SessionId},
     room::{Event, Membership, Proposal, Room, Ticket},
     rooms::{MayCreate, RoomPin},
     scope::{Peer, Scope},
 };
+use login::LogIn;
 
-/// The protocol's version.
-const PROTOCOL: u32 = 1;
 /// The largest object before log-in.
 const STRANGER_FRAME_BYTES: usize = 8 << 10;
-/// Replies that a session may be owed while it runs further commands.
-const MAX_OWED: usize = 64;
-/// Sends that may await the log while a session runs further commands.
-const MAX_UNANSWERED: usize = 16;
 /// Names in a `users` page that asks for no number.
 const DEFAULT_PAGE: usize = 100;
 
@@ -64,13 +52,13 @@ pub(crate) struct Session {
     /// When the client was last heard.
     active: AtomicInstant,
     /// The server itself does not read the client now: its idle clock stands still.
-    held_up: AtomicBool,
+    pub(crate) held_up: AtomicBool,
     /// Speaks no chat: an echo for tests, which never logs in.
-    is_echo: AtomicBool,
+    pub(crate) is_echo: AtomicBool,
     /// Rules were broken too often; the session ends once the answer is out.
     is_abusive: AtomicBool,
     sends: Bucket,
-    commands: Bucket,
+    pub(crate) commands: Bucket,
     violations: Bucket,
     polls: Bucket,
     creations: OnceLock<Bucket>,
@@ -137,34 +125,6 @@ impl Ending {
             id: None,
             close_code: None,
             is_told,
-        }
-    }
-}
-
-/// A log-in under way.
-pub(crate) type LogIn = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
-/// What a client is told after its log-in.
-#[derive(Debug, Clone)]
-pub(crate) struct Welcome {
-    pub(crate) session: String,
-    user: Arc<str>,
-    timeout: Duration,
-    limits: ToldLimits,
-}
-
-impl Welcome {
-    pub(crate) fn say(&self, id: Option<u64>, with_session: bool) -> Say<'_> {
-        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-        Say::Session {
-            id,
-            session: with_session.then_some(&*self.session),
-            user: &self.user,
-            timeout_ms,
-            ping_every_ms: timeout_ms / 2,
-            resumed: false,
-            protocol: PROTOCOL,
-            limits: self.limits,
         }
     }
 }
@@ -297,6 +257,11 @@ impl Session {
         }
     }
 
+    /// Whether rules were broken too often.
+    pub(crate) fn is_abusive(&self) -> bool {
+        self.is_abusive.load(Ordering::Acquire)
+    }
+
     fn ban_key(&self) -> BanKey {
         let state = self.state.lock();
         match &state.name {
@@ -305,7 +270,7 @@ impl Session {
         }
     }
 
-    fn refused(&self, id: Option<u64>, refusal: Refusal) -> Answer {
+    pub(crate) fn refused(&self, id: Option<u64>, refusal: Refusal) -> Answer {
         Answer::refused(self.refuse(id, &refusal), refusal)
     }
 
@@ -624,266 +589,6 @@ impl Session {
         membership.is_joined().then(|| Arc::clone(membership))
     }
 
-    /// Reads a `login` as far as that needs nobody's verdict.
-    fn log_in(self: &Arc<Self>, command: &Command<'_>) -> Result<Done, Refusal> {
-        let result = self.credentials(&command.fields);
-        let login = match result {
-            Ok(credentials) => self.begin_login(command.id, credentials),
-            Err(refusal) => {
-                self.count_failed_login(refusal.code);
-                return Err(refusal);
-            }
-        };
-        Ok(Done::LogIn(login))
-    }
-
-    /// A log-in with those credentials, ready to be awaited.
-    pub(crate) fn begin_login(
-        self: &Arc<Self>,
-        id: Option<u64>,
-        credentials: Credentials,
-    ) -> LogIn {
-        let session = Arc::clone(self);
-        Box::pin(async move {
-            match session.try_login(credentials).await {
-                Ok(welcome) => Frame::encode(&welcome.say(id, true)).into(),
-                Err(refusal) => {
-                    session.count_failed_login(refusal.code);
-                    session.refused(id, refusal)
-                }
-            }
-        })
-    }
-
-    fn count_failed_login(&self, code: ErrorCode) {
-        // What is not the peer's doing does not use up its attempts.
-        if !matches!(
-            code,
-            ErrorCode::Unavailable
-                | ErrorCode::ShuttingDown
-                | ErrorCode::RateLimited
-                | ErrorCode::TooMany
-                | ErrorCode::Internal
-        ) {
-            self.state.lock().failed_logins += 1;
-        }
-    }
-
-    /// Whether the connection has used up its attempts to log in.
-    fn has_failed(&self) -> bool {
-        let state = self.state.lock();
-        state.phase == Phase::Fresh
-            && state.failed_logins >= self.scope.hub.config.sessions.login_attempts
-    }
-
-    /// Whether rules were broken too often.
-    pub(crate) fn is_abusive(&self) -> bool {
-        self.is_abusive.load(Ordering::Acquire)
-    }
-
-    /// What a `login` object presents.
-    pub(crate) fn credentials(&self, fields: &Fields<'_>) -> Result<Credentials, Refusal> {
-        let protocol: Option<u32> = field("protocol", "an integer", fields.protocol)?;
-        if protocol.is_some_and(|protocol| protocol != PROTOCOL) {
-            return Err(Refusal::bad_request("protocol must be 1."));
-        }
-        let user: Option<String> = field("user", "a string", fields.user)?;
-        let password: Option<String> = field("password", "a string", fields.password)?;
-        let token: Option<String> = field("token", "a string", fields.token)?;
-        let resume: Option<String> = field("resume", "a string", fields.resume)?;
-        field::<bool>("cookie", "true or false", fields.cookie)?;
-        let resumable: Option<bool> = field("resumable", "true or false", fields.resumable)?;
-        let kinds = [password.is_some(), token.is_some(), resume.is_some()];
-        if kinds.into_iter().filter(|there| *there).count() > 1 {
-            return Err(Refusal::bad_request(
-                "Only one of password, token and resume may be there.",
-            ));
-        }
-        if token.is_some() && user.is_some() {
-            return Err(Refusal::bad_request(
-                "user and token can't both be there: a token says whose it is.",
-            ));
-        }
-        if password.is_some() && user.is_none() {
-            return Err(Refusal::bad_request("user must be there beside password."));
-        }
-        if resumable == Some(true) {
-            return Err(not_yet("resumable"));
-        }
-        if let Some(id) = resume {
-            return Err(self.scope.hub.cannot_resume(&id));
-        }
-        Ok(Credentials {
-            user,
-            password: password.map(Into::into),
-            token: token.map(Into::into),
-        })
-    }
-
-    /// Asks the chain and, allowed, takes the name and begins.
-    pub(crate) async fn try_login(
-        self: &Arc<Self>,
-        credentials: Credentials,
-    ) -> Result<Welcome, Refusal> {
-        let hub = &self.scope.hub;
-        if hub.is_draining() {
-            return Err(
-                Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
-                    .retry(hub.retry_after_drain()),
-            );
-        }
-        let address = address_key(self.peer.address);
-        let claimed = credentials.user.as_deref().filter(|user| user.len() <= 256);
-        let claimed = claimed.map(|user| hub.config.names.key(user));
-        let is_bare = credentials.password.is_none() && credentials.token.is_none();
-        let wait = [
-            claimed
-                .as_ref()
-                .filter(|_| !is_bare)
-                .and_then(|name| hub.banned(&BanKey::Name(Arc::clone(name)))),
-            is_bare
-                .then(|| hub.banned(&BanKey::Address(address)))
-                .flatten(),
-            hub.failures_per_ip.dry(&address),
-            claimed
-                .as_ref()
-                .and_then(|name| hub.failures_per_name.dry(name)),
-        ];
-        if let Some(wait) = wait.into_iter().flatten().max() {
-            return Err(
-                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
-                    .retry(wait),
-            );
-        }
-        // Whoever hangs up before the verdict has had it judged all the same, and pays as for a denial.
-        let mut attempt = Attempt {
-            session: self,
-            address,
-            claimed,
-            is_failure: true,
-        };
-        let (verdict, authenticator) = self
-            .scope
-            .authenticate(credentials, self.peer.address)
-            .await;
-        // Only a denial counts towards a throttle: what is our fault never does.
-        attempt.is_failure = matches!(verdict, Verdict::Deny { .. });
-        drop(attempt);
-        match verdict {
-            Verdict::Allow(principal) => self.admit(&principal, &authenticator),
-            Verdict::Unavailable { retry } => {
-                let message = "Log-ins can't be checked now; try again after retry_ms.";
-                Err(Refusal::new(ErrorCode::Unavailable, message).retry(retry))
-            }
-            Verdict::Deny { reason, public } => {
-                tracing::debug!(transport = %self.scope.name, reason, "A log-in was denied.");
-                let refusal = Refusal::auth_failed();
-                Err(public.map_or(refusal, |public| {
-                    Refusal::new(ErrorCode::AuthFailed, public)
-                }))
-            }
-            Verdict::Abstain => unreachable!("a chain never abstains"),
-        }
-    }
-
-    /// Takes the principal's name, ends who had it before where the policy says so, and begins the session.
-    fn admit(
-        self: &Arc<Self>,
-        principal: &Principal,
-        authenticator: &Arc<str>,
-    ) -> Result<Welcome, Refusal> {
-        let hub = &self.scope.hub;
-        let name = hub.config.names.canonical(&principal.name)?;
-        let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
-        if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
-            return Err(
-                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
-                    .retry(wait),
-            );
-        }
-        let identity = (!is_anonymous).then(|| Identity {
-            authenticator: Arc::clone(authenticator),
-            user: Arc::clone(&name.key),
-        });
-        let in_use = || Refusal::new(ErrorCode::NameInUse, "Somebody has that name now.");
-        let id = SessionId::random().ok_or_else(|| {
-            Refusal::new(ErrorCode::Internal, "The server has no randomness to give.")
-        })?;
-        loop {
-            let mut state = self.state.lock();
-            if state.phase != Phase::Fresh {
-                return Err(login_overran());
-            }
-            match hub.registry.reserve(&name.key, identity.as_ref(), self) {
-                Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
-                    drop(state);
-                    // It is about to let go of the name, and has to leave its rooms before.
-                    drop(old.ending.lock());
-                }
-                Err(Taken::Same(old))
-                    if hub.config.sessions.duplicate_login == DuplicateLogin::Replace =>
-                {
-                    drop(state);
-                    // Synchronous: the old session is gone before the new one is told of its own.
-                    old.end(CloseReason::Replaced);
-                }
-                Err(_) => return Err(in_use()),
-                Ok(reservation) => {
-                    if !hub.registry.register(id, self) {
-                        drop(state);
-                        drop(reservation);
-                        return Err(Refusal::new(
-                            ErrorCode::TooMany,
-                            "There are as many sessions as there may be.",
-                        ));
-                    }
-                    state.phase = Phase::Active;
-                    state.id = Some(id);
-                    state.name = Some(name.clone());
-                    state.reservation = Some(reservation);
-                    state.is_anonymous = is_anonymous;
-                    self.scope.metrics.created.increment(1);
-                    self.scope.metrics.live.increment(1);
-                    break;
-                }
-            }
-        }
-        if hub.is_draining() {
-            // The drain may have looked for sessions already.
-            self.end(CloseReason::ShuttingDown);
-            return Err(
-                Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
-                    .retry(hub.retry_after_drain()),
-            );
-        }
-        self.touch();
-        let timeout = self.scope.timeout;
-        let watching =
-            (!timeout.is_zero()).then(|| hub.reaper.watch(self, clock::now() + timeout / 2));
-        let before = {
-            let mut state = self.state.lock();
-            // Ended meanwhile: then nothing is left to watch.
-            if state.phase == Phase::Active {
-                std::mem::replace(&mut state.watching, watching)
-            } else {
-                watching
-            }
-        };
-        drop(before);
-        tracing::debug!(transport = %self.scope.name, session = ?id, "A session began.");
-        let limits = &hub.config.limits;
-        Ok(Welcome {
-            session: id.encode(),
-            user: name.shown,
-            timeout,
-            limits: ToldLimits {
-                message_bytes: limits.message_bytes.0,
-                frame_bytes: limits.frame_bytes.0,
-                server_frame_bytes: limits.server_frame_bytes.0,
-            },
-        })
-    }
-
     /// Ends the session, once: the client is told, its rooms are left, its name is free.
     pub(crate) fn end(self: &Arc<Self>, reason: CloseReason) {
         self.end_with(Ending::of(reason));
@@ -984,34 +689,6 @@ impl Session {
     }
 }
 
-/// A log-in that is being judged.
-struct Attempt<'a> {
-    session: &'a Session,
-    address: std::net::IpAddr,
-    /// The key of the name that it claims.
-    claimed: Option<Arc<str>>,
-    is_failure: bool,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        // Cut off by the server's own clock or its end: not the peer's doing.
-        let is_ours = self.session.ended().is_some_and(|end| {
-            matches!(
-                end.reason,
-                CloseReason::LoginTimeout | CloseReason::ShuttingDown
-            )
-        });
-        if self.is_failure && !is_ours {
-            let hub = &self.session.scope.hub;
-            let _ = hub.failures_per_ip.take(self.address);
-            if let Some(name) = self.claimed.take() {
-                let _ = hub.failures_per_name.take(name);
-            }
-        }
-    }
-}
-
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
@@ -1074,12 +751,6 @@ impl Expire for Session {
     }
 }
 
-/// The log-in was not judged in its time.
-pub(crate) fn login_overran() -> Refusal {
-    let message = "The log-in took too long; try again.";
-    Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
-}
-
 fn not_joined() -> Refusal {
     Refusal::new(
         ErrorCode::NotJoined,
@@ -1089,412 +760,4 @@ fn not_joined() -> Refusal {
 
 fn not_yet(what: &str) -> Refusal {
     Refusal::bad_request(format!("{what} is not yet built."))
-}
-
-/// A session on a connection that stays open, driven by the connection's task. Dropped, it ends as `disconnected`.
-///
-/// The task gives it whole frames with [`handle_frame`](Self::handle_frame) while [`is_ready`](Self::is_ready), and
-/// polls it whenever it is woken and before it waits: that writes replies, finishes what was begun, and tells when the
-/// connection is to be closed.
-pub struct PushSession {
-    session: Arc<Session>,
-    login: Option<LogIn>,
-    /// A command that waits until earlier ones are answered.
-    held: Option<Box<[u8]>>,
-    /// No other command before every reply is out.
-    barrier: bool,
-    /// A log-out under way, with the id of its command.
-    logout: Option<Option<u64>>,
-    /// The room whose lane is behind.
-    behind: Option<Arc<Room>>,
-    corked: bool,
-    blocked: bool,
-    crowded: bool,
-    timer: Option<Pin<Box<Sleep>>>,
-    closing_since: Option<Instant>,
-}
-
-impl PushSession {
-    pub(crate) fn new(
-        scope: &Arc<Scope>,
-        peer: Peer,
-        socket: Arc<dyn TryWrite>,
-        framing: Framing,
-        opened: Instant,
-    ) -> Self {
-        let limit = scope.hub.config.limits.member_queue.0;
-        let outlet = Outlet::Push(PushOutlet::new(socket, framing, limit, &scope.metrics));
-        let session = Session::new(Arc::clone(scope), peer, outlet, opened);
-        scope.hub.registry.greet(&session);
-        session.watch_login();
-        if scope.hub.is_draining() {
-            // The drain may have looked for strangers already.
-            session.end(CloseReason::ShuttingDown);
-        }
-        Self {
-            session,
-            login: None,
-            held: None,
-            barrier: false,
-            logout: None,
-            behind: None,
-            corked: false,
-            blocked: false,
-            crowded: false,
-            timer: None,
-            closing_since: None,
-        }
-    }
-
-    fn outlet(&self) -> &PushOutlet {
-        match &self.session.outlet {
-            Outlet::Push(push) => push,
-            Outlet::Pull(_) => unreachable!("made with a push outlet"),
-        }
-    }
-
-    /// The limit on one object from the client now: 8 KiB before log-in, then `frame_bytes`.
-    #[must_use]
-    pub fn frame_bytes(&self) -> usize {
-        self.session.frame_bytes()
-    }
-
-    /// Whether it takes another frame. While not, the connection is not read.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.login.is_none()
-            && self.held.is_none()
-            && self.behind.is_none()
-            && self.logout.is_none()
-            && !self.barrier
-            && !self.blocked
-            && !self.crowded
-            && self.closing_since.is_none()
-    }
-
-    /// Takes one object from the client. Only while [`is_ready`](Self::is_ready).
-    pub fn handle_frame(&mut self, frame: &[u8]) {
-        self.session.touch();
-        self.cork();
-        match Command::parse(frame, None) {
-            Err(Malformed { id, refusal }) => {
-                let is_stranger = !self.session.is_active();
-                // What is no object before log-in is another protocol; an object with a fault is a failed log-in.
-                let is_foreign = is_stranger && refusal.code == ErrorCode::BadJson;
-                if is_stranger {
-                    self.session.count_failed_login(refusal.code);
-                }
-                self.reply(self.session.refused(id, refusal));
-                if is_foreign {
-                    self.session.end(CloseReason::ProtocolError);
-                }
-            }
-            Ok(command) => {
-                let must_wait = matches!(command.kind, Some(Kind::Join | Kind::Leave));
-                if must_wait && self.outlet().load().owed > 0 {
-                    self.held = Some(frame.into());
-                    return;
-                }
-                self.run(&command);
-            }
-        }
-    }
-
-    fn run(&mut self, command: &Command<'_>) {
-        match self.session.execute(command) {
-            Done::Replied(answer) => self.reply(answer),
-            Done::LogIn(login) => self.login = Some(login),
-            Done::Barrier => self.barrier = true,
-            Done::LogOut(slots) => {
-                self.barrier = !slots.is_empty();
-                self.logout = Some(command.id);
-            }
-            Done::Slot(room) => {
-                self.note_load();
-                self.behind = room.is_backlogged().then_some(room);
-            }
-            Done::Ended => (),
-        }
-    }
-
-    fn reply(&mut self, answer: Answer) {
-        if let Some(frame) = answer.frame {
-            self.settle(self.outlet().reply(frame));
-        }
-        if self.session.has_failed() {
-            self.session.end(CloseReason::AuthFailed);
-        } else if self.session.is_abusive() {
-            self.session.end(CloseReason::Abuse);
-        }
-        self.note_load();
-    }
-
-    /// Takes no further command while too much is under way, or the client does not take what it asked for.
-    fn note_load(&mut self) -> Load {
-        let load = self.outlet().load();
-        self.barrier &= load.owed > 0;
-        self.crowded = load.owed >= MAX_OWED || load.unanswered >= MAX_UNANSWERED;
-        self.blocked = load.is_blocked;
-        load
-    }
-
-    /// Ends the session whose queue is over its bound.
-    fn settle(&self, delivery: Delivery) {
-        if delivery == Delivery::Full {
-            self.session.end(CloseReason::SlowConsumer);
-        }
-    }
-
-    fn cork(&mut self) {
-        if !self.corked {
-            self.corked = true;
-            self.outlet().cork();
-        }
-    }
-
-    /// Judges credentials that came with the connection before it speaks the protocol: the `session` object is sent
-    /// unasked, or the refusal is returned to be told in the transport's own way.
-    ///
-    /// # Errors
-    /// The refusal of the log-in. The session is then of no more use.
-    pub async fn log_in_first(&mut self, credentials: Credentials) -> Result<(), Refusal> {
-        let deadline = clock::now() + self.session.scope.login_timeout;
-        let welcome = timeout_at(deadline, self.session.try_login(credentials)).await;
-        match welcome.unwrap_or_else(|_| Err(login_overran())) {
-            Ok(welcome) => {
-                self.outlet().reply(Frame::encode(&welcome.say(None, true)));
-                Ok(())
-            }
-            Err(refusal) => {
-                self.session.refuse(None, &refusal);
-                Err(refusal)
-            }
-        }
-    }
-
-    /// A frame over the limit came: framing is lost, so the connection ends after the `error`.
-    pub fn frame_too_large(&mut self) {
-        let limit = self.frame_bytes();
-        let refusal = Refusal::new(
-            ErrorCode::TooLarge,
-            format!("An object may have {limit} bytes."),
-        );
-        self.outlet().reply(self.session.refuse(None, &refusal));
-        self.session.end(CloseReason::TooLarge);
-    }
-
-    /// Something came that the framing allows and the protocol does not: answered, and counted.
-    pub fn refuse_frame(&mut self, message: &str) {
-        self.session.touch();
-        self.cork();
-        let was_active = self.session.is_active();
-        self.reply(self.session.refused(None, Refusal::bad_request(message)));
-        if !was_active {
-            self.session.end(CloseReason::ProtocolError);
-        }
-    }
-
-    /// The rules of the transport were broken; `close_code`: the WebSocket code that says which.
-    pub fn protocol_error(&mut self, close_code: Option<u16>) {
-        self.session.end_with(Ending {
-            close_code,
-            ..Ending::of(CloseReason::ProtocolError)
-        });
-    }
-
-    /// The client was heard.
-    pub fn touch(&self) {
-        self.session.touch();
-    }
-
-    /// A control frame of the transport's came: a sign of life, but one that spends the rate for commands, so that a
-    /// flood of them is a violation like any other.
-    pub fn control_frame(&mut self) {
-        self.session.touch();
-        if let Err(wait) = self.session.commands.take() {
-            let refusal =
-                Refusal::new(ErrorCode::RateLimited, "Control frames come too often.").retry(wait);
-            self.session.refuse(None, &refusal);
-        }
-    }
-
-    /// No byte came in time.
-    pub fn login_overdue(&mut self) {
-        if !self.session.is_active() {
-            self.session.end(CloseReason::LoginTimeout);
-        }
-    }
-
-    /// Makes it a session that never logs in and takes no command: for an echo, under conformance tests.
-    pub fn exempt_from_login(&mut self) {
-        self.session.is_echo.store(true, Ordering::Relaxed);
-    }
-
-    /// The limit on one object after log-in.
-    #[must_use]
-    pub fn full_frame_bytes(&self) -> usize {
-        self.session.scope.hub.config.limits.frame_bytes.0
-    }
-
-    /// Whether everything that was asked is answered.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.is_ready() && self.outlet().load().owed == 0
-    }
-
-    /// Writes bytes of the transport's own, such as a pong, in order with everything else.
-    pub fn write_raw(&self, bytes: Vec<u8>) {
-        self.settle(self.outlet().write(&bytes.into()));
-    }
-
-    /// The client has closed its side; `clean`: in good order, as the transport's rules ask. There is nobody to say
-    /// `bye` to.
-    pub fn peer_closed(&mut self, clean: bool) {
-        let reason = if clean {
-            CloseReason::Logout
-        } else {
-            CloseReason::Disconnected
-        };
-        self.session.end_with(Ending {
-            is_told: false,
-            ..Ending::of(reason)
-        });
-    }
-
-    /// Nothing more will come: what was accepted still goes out before [`is_settled`](Self::is_settled) holds.
-    pub fn finish(&mut self) {
-        self.barrier |= !self.session.flush().is_empty();
-    }
-
-    /// Counts bytes read from the client.
-    pub fn count_read(&self, bytes: usize) {
-        self.session.scope.metrics.bytes_in.increment(bytes as u64);
-    }
-
-    /// Does what is to be done without a frame. Ready: everything is written, or nothing more can be, and the
-    /// connection is to be closed. Pending: the task is woken when there is more to do, or the session is ready again.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        self.outlet().waker.register(cx.waker());
-        loop {
-            self.poll_login(cx);
-            self.poll_behind(cx);
-            self.poll_held();
-            if let Some(id) = self.logout
-                && self.outlet().load().owed == 0
-            {
-                self.logout = None;
-                self.session.end_with(Ending {
-                    id,
-                    ..Ending::of(CloseReason::Logout)
-                });
-            }
-            if self.corked {
-                self.corked = false;
-                self.settle(self.outlet().uncork());
-            }
-            if self.session.is_abusive() {
-                self.session.end(CloseReason::Abuse);
-            }
-            let ended = self.session.ended();
-            if ended.is_some() && self.closing_since.is_none() {
-                self.closing_since = Some(clock::now());
-                self.login = None;
-                self.held = None;
-                self.behind = None;
-            }
-            let progress = self.outlet().poll_flush(cx);
-            let load = self.note_load();
-            // While the server, or a queue that the client still takes from, holds it up, its idle clock stands still;
-            // a queue without progress has a time of its own.
-            let held_up = self.login.is_some()
-                || self.behind.is_some()
-                || self.barrier
-                || self.crowded
-                || self.blocked;
-            self.session.held_up.store(held_up, Ordering::Relaxed);
-            match progress {
-                Progress::Finished => return Poll::Ready(self.reason()),
-                Progress::Lost => {
-                    self.session.end(CloseReason::Disconnected);
-                    return Poll::Ready(self.reason());
-                }
-                Progress::Idle => {
-                    self.timer = None;
-                    // What waited for the replies may go on now: the answer may have come while this task was
-                    // running, and then nobody wakes it.
-                    if load.owed == 0 && (self.held.is_some() || self.logout.is_some()) {
-                        continue;
-                    }
-                    return Poll::Pending;
-                }
-                Progress::Blocked(since) => {
-                    let scope = &self.session.scope;
-                    let deadline = match self.closing_since {
-                        Some(closing) => scope.hub.latest_end(closing + scope.write_timeout),
-                        None => since + scope.hub.config.limits.slow_after.0,
-                    };
-                    let timer = self
-                        .timer
-                        .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-                    if timer.deadline() != deadline {
-                        timer.as_mut().reset(deadline);
-                    }
-                    if timer.as_mut().poll(cx).is_pending() {
-                        return Poll::Pending;
-                    }
-                    if ended.is_some() {
-                        return Poll::Ready(self.reason());
-                    }
-                    self.session.end(CloseReason::SlowConsumer);
-                }
-            }
-        }
-    }
-
-    /// How the session ended.
-    fn reason(&self) -> CloseReason {
-        let end = self.session.ended();
-        end.map_or(CloseReason::Disconnected, |end| end.reason)
-    }
-
-    fn poll_login(&mut self, cx: &mut Context<'_>) {
-        if let Some(login) = &mut self.login
-            && let Poll::Ready(answer) = login.as_mut().poll(cx)
-        {
-            self.login = None;
-            self.reply(answer);
-        }
-    }
-
-    fn poll_behind(&mut self, cx: &mut Context<'_>) {
-        if let Some(room) = &self.behind
-            && room.poll_backlog(cx).is_ready()
-        {
-            self.behind = None;
-        }
-    }
-
-    fn poll_held(&mut self) {
-        if self.held.is_some() && self.outlet().load().owed == 0 {
-            let frame = self.held.take().expect("just seen");
-            self.cork();
-            if let Ok(command) = Command::parse(&frame, None) {
-                self.run(&command);
-            }
-        }
-    }
-}
-
-impl Drop for PushSession {
-    fn drop(&mut self) {
-        self.session.end(CloseReason::Disconnected);
-    }
-}
-
-impl fmt::Debug for PushSession {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PushSession")
-            .field("session", &self.session)
-            .finish_non_exhaustive()
-    }
 }

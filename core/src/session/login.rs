@@ -1,0 +1,337 @@
+//! The way in: what a `login` presents, whom it is put to, and how a session begins.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use super::{Done, Phase, Session, not_yet};
+use crate::{
+    CloseReason, ErrorCode, Refusal,
+    adapter::Answer,
+    clock,
+    config::DuplicateLogin,
+    hub::BanKey,
+    limit::address_key,
+    message::{Command, Fields, Frame, Say, ToldLimits, field},
+    plugin::{Credentials, Principal, PrincipalName, Verdict},
+    registry::{Identity, SessionId, Taken},
+};
+
+/// The protocol's version.
+const PROTOCOL: u32 = 1;
+/// A log-in under way.
+pub(crate) type LogIn = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What a client is told after its log-in.
+#[derive(Debug, Clone)]
+pub(crate) struct Welcome {
+    pub(crate) session: String,
+    user: Arc<str>,
+    timeout: Duration,
+    limits: ToldLimits,
+}
+
+impl Welcome {
+    pub(crate) fn say(&self, id: Option<u64>, with_session: bool) -> Say<'_> {
+        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        Say::Session {
+            id,
+            session: with_session.then_some(&*self.session),
+            user: &self.user,
+            timeout_ms,
+            ping_every_ms: timeout_ms / 2,
+            resumed: false,
+            protocol: PROTOCOL,
+            limits: self.limits,
+        }
+    }
+}
+
+impl Session {
+    /// Reads a `login` as far as that needs nobody's verdict.
+    pub(super) fn log_in(self: &Arc<Self>, command: &Command<'_>) -> Result<Done, Refusal> {
+        let result = self.credentials(&command.fields);
+        let login = match result {
+            Ok(credentials) => self.begin_login(command.id, credentials),
+            Err(refusal) => {
+                self.count_failed_login(refusal.code);
+                return Err(refusal);
+            }
+        };
+        Ok(Done::LogIn(login))
+    }
+
+    /// A log-in with those credentials, ready to be awaited.
+    pub(crate) fn begin_login(
+        self: &Arc<Self>,
+        id: Option<u64>,
+        credentials: Credentials,
+    ) -> LogIn {
+        let session = Arc::clone(self);
+        Box::pin(async move {
+            match session.try_login(credentials).await {
+                Ok(welcome) => Frame::encode(&welcome.say(id, true)).into(),
+                Err(refusal) => {
+                    session.count_failed_login(refusal.code);
+                    session.refused(id, refusal)
+                }
+            }
+        })
+    }
+
+    pub(crate) fn count_failed_login(&self, code: ErrorCode) {
+        // What is not the peer's doing does not use up its attempts.
+        if !matches!(
+            code,
+            ErrorCode::Unavailable
+                | ErrorCode::ShuttingDown
+                | ErrorCode::RateLimited
+                | ErrorCode::TooMany
+                | ErrorCode::Internal
+        ) {
+            self.state.lock().failed_logins += 1;
+        }
+    }
+
+    /// Whether the connection has used up its attempts to log in.
+    pub(crate) fn has_failed(&self) -> bool {
+        let state = self.state.lock();
+        state.phase == Phase::Fresh
+            && state.failed_logins >= self.scope.hub.config.sessions.login_attempts
+    }
+
+    /// What a `login` object presents.
+    pub(crate) fn credentials(&self, fields: &Fields<'_>) -> Result<Credentials, Refusal> {
+        let protocol: Option<u32> = field("protocol", "an integer", fields.protocol)?;
+        if protocol.is_some_and(|protocol| protocol != PROTOCOL) {
+            return Err(Refusal::bad_request("protocol must be 1."));
+        }
+        let user: Option<String> = field("user", "a string", fields.user)?;
+        let password: Option<String> = field("password", "a string", fields.password)?;
+        let token: Option<String> = field("token", "a string", fields.token)?;
+        let resume: Option<String> = field("resume", "a string", fields.resume)?;
+        field::<bool>("cookie", "true or false", fields.cookie)?;
+        let resumable: Option<bool> = field("resumable", "true or false", fields.resumable)?;
+        let kinds = [password.is_some(), token.is_some(), resume.is_some()];
+        if kinds.into_iter().filter(|there| *there).count() > 1 {
+            return Err(Refusal::bad_request(
+                "Only one of password, token and resume may be there.",
+            ));
+        }
+        if token.is_some() && user.is_some() {
+            return Err(Refusal::bad_request(
+                "user and token can't both be there: a token says whose it is.",
+            ));
+        }
+        if password.is_some() && user.is_none() {
+            return Err(Refusal::bad_request("user must be there beside password."));
+        }
+        if resumable == Some(true) {
+            return Err(not_yet("resumable"));
+        }
+        if let Some(id) = resume {
+            return Err(self.scope.hub.cannot_resume(&id));
+        }
+        Ok(Credentials {
+            user,
+            password: password.map(Into::into),
+            token: token.map(Into::into),
+        })
+    }
+
+    /// Asks the chain and, allowed, takes the name and begins.
+    pub(crate) async fn try_login(
+        self: &Arc<Self>,
+        credentials: Credentials,
+    ) -> Result<Welcome, Refusal> {
+        let hub = &self.scope.hub;
+        if hub.is_draining() {
+            return Err(
+                Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
+                    .retry(hub.retry_after_drain()),
+            );
+        }
+        let address = address_key(self.peer.address);
+        let claimed = credentials.user.as_deref().filter(|user| user.len() <= 256);
+        let claimed = claimed.map(|user| hub.config.names.key(user));
+        let is_bare = credentials.password.is_none() && credentials.token.is_none();
+        let wait = [
+            claimed
+                .as_ref()
+                .filter(|_| !is_bare)
+                .and_then(|name| hub.banned(&BanKey::Name(Arc::clone(name)))),
+            is_bare
+                .then(|| hub.banned(&BanKey::Address(address)))
+                .flatten(),
+            hub.failures_per_ip.dry(&address),
+            claimed
+                .as_ref()
+                .and_then(|name| hub.failures_per_name.dry(name)),
+        ];
+        if let Some(wait) = wait.into_iter().flatten().max() {
+            return Err(
+                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
+                    .retry(wait),
+            );
+        }
+        // Whoever hangs up before the verdict has had it judged all the same, and pays as for a denial.
+        let mut attempt = Attempt {
+            session: self,
+            address,
+            claimed,
+            is_failure: true,
+        };
+        let (verdict, authenticator) = self
+            .scope
+            .authenticate(credentials, self.peer.address)
+            .await;
+        // Only a denial counts towards a throttle: what is our fault never does.
+        attempt.is_failure = matches!(verdict, Verdict::Deny { .. });
+        drop(attempt);
+        match verdict {
+            Verdict::Allow(principal) => self.admit(&principal, &authenticator),
+            Verdict::Unavailable { retry } => {
+                let message = "Log-ins can't be checked now; try again after retry_ms.";
+                Err(Refusal::new(ErrorCode::Unavailable, message).retry(retry))
+            }
+            Verdict::Deny { reason, public } => {
+                tracing::debug!(transport = %self.scope.name, reason, "A log-in was denied.");
+                let refusal = Refusal::auth_failed();
+                Err(public.map_or(refusal, |public| {
+                    Refusal::new(ErrorCode::AuthFailed, public)
+                }))
+            }
+            Verdict::Abstain => unreachable!("a chain never abstains"),
+        }
+    }
+
+    /// Takes the principal's name, ends who had it before where the policy says so, and begins the session.
+    fn admit(
+        self: &Arc<Self>,
+        principal: &Principal,
+        authenticator: &Arc<str>,
+    ) -> Result<Welcome, Refusal> {
+        let hub = &self.scope.hub;
+        let name = hub.config.names.canonical(&principal.name)?;
+        let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
+        if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
+            return Err(
+                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
+                    .retry(wait),
+            );
+        }
+        let identity = (!is_anonymous).then(|| Identity {
+            authenticator: Arc::clone(authenticator),
+            user: Arc::clone(&name.key),
+        });
+        let in_use = || Refusal::new(ErrorCode::NameInUse, "Somebody has that name now.");
+        let id = SessionId::random().ok_or_else(|| {
+            Refusal::new(ErrorCode::Internal, "The server has no randomness to give.")
+        })?;
+        loop {
+            let mut state = self.state.lock();
+            if state.phase != Phase::Fresh {
+                return Err(login_overran());
+            }
+            match hub.registry.reserve(&name.key, identity.as_ref(), self) {
+                Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
+                    drop(state);
+                    // It is about to let go of the name, and has to leave its rooms before.
+                    drop(old.ending.lock());
+                }
+                Err(Taken::Same(old))
+                    if hub.config.sessions.duplicate_login == DuplicateLogin::Replace =>
+                {
+                    drop(state);
+                    // Synchronous: the old session is gone before the new one is told of its own.
+                    old.end(CloseReason::Replaced);
+                }
+                Err(_) => return Err(in_use()),
+                Ok(reservation) => {
+                    if !hub.registry.register(id, self) {
+                        drop(state);
+                        drop(reservation);
+                        return Err(Refusal::new(
+                            ErrorCode::TooMany,
+                            "There are as many sessions as there may be.",
+                        ));
+                    }
+                    state.phase = Phase::Active;
+                    state.id = Some(id);
+                    state.name = Some(name.clone());
+                    state.reservation = Some(reservation);
+                    state.is_anonymous = is_anonymous;
+                    self.scope.metrics.created.increment(1);
+                    self.scope.metrics.live.increment(1);
+                    break;
+                }
+            }
+        }
+        if hub.is_draining() {
+            // The drain may have looked for sessions already.
+            self.end(CloseReason::ShuttingDown);
+            return Err(
+                Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
+                    .retry(hub.retry_after_drain()),
+            );
+        }
+        self.touch();
+        let timeout = self.scope.timeout;
+        let watching =
+            (!timeout.is_zero()).then(|| hub.reaper.watch(self, clock::now() + timeout / 2));
+        let before = {
+            let mut state = self.state.lock();
+            // Ended meanwhile: then nothing is left to watch.
+            if state.phase == Phase::Active {
+                std::mem::replace(&mut state.watching, watching)
+            } else {
+                watching
+            }
+        };
+        drop(before);
+        tracing::debug!(transport = %self.scope.name, session = ?id, "A session began.");
+        let limits = &hub.config.limits;
+        Ok(Welcome {
+            session: id.encode(),
+            user: name.shown,
+            timeout,
+            limits: ToldLimits {
+                message_bytes: limits.message_bytes.0,
+                frame_bytes: limits.frame_bytes.0,
+                server_frame_bytes: limits.server_frame_bytes.0,
+            },
+        })
+    }
+}
+
+/// A log-in that is being judged.
+struct Attempt<'a> {
+    session: &'a Session,
+    address: std::net::IpAddr,
+    /// The key of the name that it claims.
+    claimed: Option<Arc<str>>,
+    is_failure: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        // Cut off by the server's own clock or its end: not the peer's doing.
+        let is_ours = self.session.ended().is_some_and(|end| {
+            matches!(
+                end.reason,
+                CloseReason::LoginTimeout | CloseReason::ShuttingDown
+            )
+        });
+        if self.is_failure && !is_ours {
+            let hub = &self.session.scope.hub;
+            let _ = hub.failures_per_ip.take(self.address);
+            if let Some(name) = self.claimed.take() {
+                let _ = hub.failures_per_name.take(name);
+            }
+        }
+    }
+}
+
+/// The log-in was not judged in its time.
+pub(crate) fn login_overran() -> Refusal {
+    let message = "The log-in took too long; try again.";
+    Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
+}
