@@ -3,7 +3,7 @@
 //! Every type refuses unknown keys. What is not built yet is refused by name: [`Later`] and its kin accept only the
 //! value that means off. Reading files, merging the environment and blaming a line is the program's business.
 
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroUsize, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -73,6 +73,20 @@ pub enum DuplicateLogin {
     Replace,
     /// The new one is refused with `name_in_use`.
     Reject,
+    /// So many may live side by side, at least 1; one more is refused with `too_many`. To the other members of a room
+    /// they are one user: the first one's join and the last one's leave are told.
+    Allow(usize),
+}
+
+impl DuplicateLogin {
+    /// How many sessions one identity may have.
+    #[must_use]
+    pub const fn side_by_side(self) -> usize {
+        match self {
+            Self::Replace | Self::Reject => 1,
+            Self::Allow(most) => most,
+        }
+    }
 }
 
 /// `[names]`: rules for names that clients choose.
@@ -256,6 +270,10 @@ pub struct RoomConfig {
     pub member_timeout: Later<Span>,
     /// Messages of the whole room.
     pub sends: Rate,
+    /// Roles of which one is needed to enter. Empty: everybody may.
+    pub join_roles: Vec<String>,
+    /// Roles of which a member needs one to send. Empty: every member may.
+    pub send_roles: Vec<String>,
     /// What the room keeps of its past.
     pub history: HistoryLimits,
     /// The checks that a message passes, in order: built-in ones and those of `[validators.NAME]`.
@@ -274,6 +292,8 @@ impl Default for RoomConfig {
             presence_auto_batch: 200,
             member_timeout: Later::default(),
             sends: Rate::Unlimited,
+            join_roles: Vec::new(),
+            send_roles: Vec::new(),
             history: HistoryLimits::default(),
             validators: ["not_empty", "length", "control_chars"]
                 .map(String::from)
@@ -575,7 +595,7 @@ impl<'de> Deserialize<'de> for DuplicateLogin {
         impl<'de> Visitor<'de> for DuplicateVisitor {
             type Value = DuplicateLogin;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("\"replace\" or \"reject\"")
+                f.write_str("\"replace\", \"reject\" or { allow = N } with N of at least 1")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<DuplicateLogin, E> {
                 match text {
@@ -584,10 +604,14 @@ impl<'de> Deserialize<'de> for DuplicateLogin {
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }
-            fn visit_map<A: MapAccess<'de>>(self, _map: A) -> Result<DuplicateLogin, A::Error> {
-                Err(de::Error::custom(
-                    "{ allow = n } is not built yet; use \"replace\" or \"reject\"",
-                ))
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<DuplicateLogin, A::Error> {
+                #[derive(Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Table {
+                    allow: NonZeroUsize,
+                }
+                let table = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(DuplicateLogin::Allow(table.allow.get()))
             }
         }
         deserializer.deserialize_any(DuplicateVisitor)
@@ -687,10 +711,22 @@ mod tests {
                 .unwrap_err()
                 .contains("not built yet")
         );
-        assert!(
-            read::<DuplicateLogin>(r#"{"allow":3}"#)
-                .unwrap_err()
-                .contains("not built yet")
+    }
+
+    #[test]
+    fn sessions_side_by_side_are_at_least_one() {
+        assert_eq!(
+            read::<DuplicateLogin>(r#"{"allow":3}"#),
+            Ok(DuplicateLogin::Allow(3))
         );
+        for text in [
+            r#"{"allow":0}"#,
+            r#"{"allow":3,"deny":1}"#,
+            "{}",
+            "3",
+            "\"allow\"",
+        ] {
+            assert!(read::<DuplicateLogin>(text).is_err(), "{text}");
+        }
     }
 }

@@ -21,12 +21,14 @@ mod names;
 mod pull;
 mod push;
 mod registry;
+mod revocation;
 mod room;
 mod rooms;
 #[cfg(test)]
 mod scenarios;
 mod scope;
 mod session;
+mod standing;
 mod telemetry;
 mod validate;
 
@@ -40,6 +42,7 @@ pub use log::{EmbeddedLog, Log};
 pub use message::Framing;
 pub use pull::{Opened, PullSession, Reply};
 pub use push::PushSession;
+pub use revocation::{Granted, Revocations};
 pub use room::{Proposal, Room};
 pub use rooms::RoomPattern;
 pub use scope::{ChainLink, Peer, Scope, ScopeConfig};

@@ -10,7 +10,10 @@ use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::Lifecycle;
+use crate::{
+    Lifecycle, Revocations, RoomPattern,
+    config::{Rate, Size},
+};
 
 /// A kind of authenticator, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
 #[async_trait]
@@ -37,12 +40,17 @@ pub struct AuthenticatorContext {
     pub public_transports: Vec<String>,
     /// Whether authenticators of other kinds are configured beside it.
     pub has_others: bool,
+    /// The table's `timeout`: a verdict that takes longer is given up. Who asks elsewhere stays below it.
+    pub timeout: Duration,
     /// For tasks of its own, such as watching a file.
     pub lifecycle: Lifecycle,
+    /// To end sessions whose principal is no longer good.
+    pub revocations: Revocations,
 }
 
 impl AuthenticatorContext {
-    /// A context for the table `name`, alone on a loopback server; change its fields as needed.
+    /// A context for the table `name`, alone on a loopback server and with a timeout of five seconds; change its
+    /// fields as needed.
     #[must_use]
     pub fn new(name: impl Into<String>, base: impl Into<PathBuf>, lifecycle: Lifecycle) -> Self {
         Self {
@@ -50,7 +58,9 @@ impl AuthenticatorContext {
             base: base.into(),
             public_transports: Vec::new(),
             has_others: false,
+            timeout: Duration::from_secs(5),
             lifecycle,
+            revocations: Revocations::default(),
         }
     }
 }
@@ -105,6 +115,9 @@ pub struct AuthRequest {
     pub transport: Arc<str>,
     /// The client's address, as the transport's `client_address` names it.
     pub address: IpAddr,
+    /// The headers of the HTTP request that the log-in came with, each name once and in lower case. Those that carry
+    /// credentials, such as `authorization` and `cookie`, are left out; other transports have none.
+    pub headers: Vec<(String, String)>,
 }
 
 impl AuthRequest {
@@ -115,6 +128,7 @@ impl AuthRequest {
             credentials,
             transport,
             address,
+            headers: Vec::new(),
         }
     }
 }
@@ -201,6 +215,30 @@ pub struct Principal {
     pub name: PrincipalName,
     /// What it may do, in the deployment's own words.
     pub roles: Vec<String>,
+    /// The only rooms it may enter. `None`: all of them; empty: none.
+    pub rooms: Option<Vec<RoomPattern>>,
+    /// When what it presented ends to be good, and its session with it, in milliseconds since the Unix epoch. `None`:
+    /// never.
+    pub expires_at: Option<u64>,
+    /// Limits of its own.
+    pub limits: PrincipalLimits,
+    /// What the authenticator knows the credential by, for [`Revocations`]. Shown to nobody.
+    pub credential: Option<String>,
+}
+
+/// Limits that hold for one principal in place of those of `[limits]`. `None` leaves that one as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct PrincipalLimits {
+    /// `message_bytes`, at most that of `[limits]`: frames are bounded by it.
+    pub message_bytes: Option<Size>,
+    /// `sends`.
+    pub sends: Option<Rate>,
+    /// `commands`.
+    pub commands: Option<Rate>,
+    /// `rooms_per_session`.
+    pub rooms_per_session: Option<usize>,
 }
 
 /// A principal's name and who vouches for it.
@@ -224,7 +262,7 @@ impl Principal {
     pub fn vouched(name: impl Into<String>) -> Self {
         Self {
             name: PrincipalName::Vouched(name.into()),
-            roles: Vec::new(),
+            ..Self::nobody()
         }
     }
 
@@ -236,7 +274,24 @@ impl Principal {
                 prefix: prefix.into(),
                 name: name.into(),
             },
+            ..Self::nobody()
+        }
+    }
+
+    /// What a principal has unless its authenticator says more.
+    const fn nobody() -> Self {
+        Self {
+            name: PrincipalName::Vouched(String::new()),
             roles: Vec::new(),
+            rooms: None,
+            expires_at: None,
+            limits: PrincipalLimits {
+                message_bytes: None,
+                sends: None,
+                commands: None,
+                rooms_per_session: None,
+            },
+            credential: None,
         }
     }
 

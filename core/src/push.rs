@@ -249,7 +249,7 @@ impl PushSession {
     /// flood of them is a violation like any other.
     pub fn control_frame(&mut self) {
         self.session.touch();
-        if let Err(wait) = self.session.commands.take() {
+        if let Err(wait) = self.session.take_command() {
             let refusal =
                 Refusal::new(ErrorCode::RateLimited, "Control frames come too often.").retry(wait);
             self.session.refuse(None, &refusal);

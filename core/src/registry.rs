@@ -53,7 +53,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// Whom a name belongs to: the same user of the same authenticator. Anonymous users have none.
+/// Whom a name belongs to: the same user of the same authenticator. Anonymous users have none. Names that merely look
+/// alike are of different users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) authenticator: Arc<str>,
@@ -80,7 +81,8 @@ struct Inner {
 
 struct Owner {
     identity: Option<Identity>,
-    session: Arc<Session>,
+    /// The sessions of the identity; never empty.
+    sessions: Vec<Arc<Session>>,
 }
 
 /// What is remembered of a session that ended.
@@ -93,7 +95,7 @@ pub(crate) struct Ended {
 
 /// Why a name can't be had.
 pub(crate) enum Taken {
-    /// By another session of the same identity.
+    /// By as many sessions of the same identity as there may be; one of them.
     Same(Arc<Session>),
     /// By somebody else's.
     Other(Arc<Session>),
@@ -106,18 +108,34 @@ pub(crate) enum Found {
     Unknown,
 }
 
-/// A name held; dropped, it is free.
+/// A name held, perhaps beside other sessions of the same identity; with the last of them dropped, it is free.
 pub(crate) struct Reservation {
     registry: Arc<Registry>,
     name: Arc<str>,
+    /// The key of the session that holds it.
+    holder: u64,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let owner = self.registry.inner.lock().names.remove(&self.name);
+        let released = {
+            let mut inner = self.registry.inner.lock();
+            let Entry::Occupied(mut owner) = inner.names.entry(Arc::clone(&self.name)) else {
+                unreachable!("a reservation is in the table until it is dropped");
+            };
+            let sessions = &mut owner.get_mut().sessions;
+            let place = sessions
+                .iter()
+                .position(|session| session.key == self.holder);
+            let released = place.map(|place| sessions.swap_remove(place));
+            if sessions.is_empty() {
+                owner.remove();
+            }
+            released
+        };
         self.registry.reservations.decrement(1);
         // Outside the lock: this may be the session's last reference.
-        drop(owner);
+        drop(released);
     }
 }
 
@@ -135,35 +153,44 @@ impl Registry {
         })
     }
 
-    /// Holds `name` for `session`, or says who has it.
+    /// Holds `name` for `session`, or says who has it. An identity may hold it with `allowed` sessions side by side.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         name: &Arc<str>,
         identity: Option<&Identity>,
+        allowed: usize,
         session: &Arc<Session>,
     ) -> Result<Reservation, Taken> {
         let mut inner = self.inner.lock();
         match inner.names.entry(Arc::clone(name)) {
-            Entry::Occupied(owner) => {
-                let owner = owner.get();
-                if identity.is_some() && owner.identity.as_ref() == identity {
-                    Err(Taken::Same(Arc::clone(&owner.session)))
-                } else {
-                    Err(Taken::Other(Arc::clone(&owner.session)))
+            Entry::Occupied(mut owner) => {
+                let owner = owner.get_mut();
+                let is_same = identity.is_some() && owner.identity.as_ref() == identity;
+                // One that is about to let go still counts; it is waited for.
+                let ending = owner.sessions.iter().find(|held| held.ended().is_some());
+                let one = ending.or_else(|| owner.sessions.first()).cloned();
+                let one = one.expect("an owner has a session");
+                if !is_same {
+                    return Err(Taken::Other(one));
                 }
+                if owner.sessions.len() >= allowed {
+                    return Err(Taken::Same(one));
+                }
+                owner.sessions.push(Arc::clone(session));
             }
             Entry::Vacant(place) => {
                 place.insert(Owner {
                     identity: identity.cloned(),
-                    session: Arc::clone(session),
+                    sessions: vec![Arc::clone(session)],
                 });
-                self.reservations.increment(1);
-                Ok(Reservation {
-                    registry: Arc::clone(self),
-                    name: Arc::clone(name),
-                })
             }
         }
+        self.reservations.increment(1);
+        Ok(Reservation {
+            registry: Arc::clone(self),
+            name: Arc::clone(name),
+            holder: session.key,
+        })
     }
 
     /// Knows a connection that has not logged in yet.
@@ -259,6 +286,19 @@ impl Registry {
         let mut everybody: Vec<Arc<Session>> = all.cloned().collect();
         everybody.sort_by_key(|session| session.is_pull());
         everybody
+    }
+
+    /// The sessions of everybody that `authenticator` vouched for.
+    pub(crate) fn vouched_by(&self, authenticator: &str) -> Vec<Arc<Session>> {
+        let inner = self.inner.lock();
+        let is_its = |owner: &&Owner| {
+            let identity = owner.identity.as_ref();
+            identity.is_some_and(|identity| &*identity.authenticator == authenticator)
+        };
+        let owners = inner.names.values().filter(is_its);
+        owners
+            .flat_map(|owner| owner.sessions.iter().cloned())
+            .collect()
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -112,7 +112,10 @@ impl std::fmt::Debug for Proposal {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
-    Join,
+    Join {
+        /// Sessions of one user live side by side: a namesake is the same user once more.
+        shared: bool,
+    },
     Leave(LeaveReason),
     Message {
         text: Option<String>,
@@ -181,6 +184,14 @@ pub(crate) struct Fold {
 struct Member {
     shown: Arc<str>,
     key: MemberKey,
+    /// Further stays of the same user.
+    more: Vec<MemberKey>,
+}
+
+impl Member {
+    fn has(&self, key: MemberKey) -> bool {
+        self.key == key || self.more.contains(&key)
+    }
 }
 
 impl Fold {
@@ -203,10 +214,11 @@ impl Fold {
     fn is_member(&self, name: &Name, key: MemberKey) -> bool {
         self.members
             .get(&name.order)
-            .is_some_and(|member| member.key == key)
+            .is_some_and(|member| member.has(key))
     }
 
-    /// A member comes. A namesake of an earlier stay goes first.
+    /// A member comes. A namesake of an earlier stay goes first, but for one that `shared` makes the same member: then
+    /// nobody is told anything.
     ///
     /// Refused where the room is full.
     fn join(
@@ -214,9 +226,16 @@ impl Fold {
         config: &RoomConfig,
         name: &Name,
         key: MemberKey,
+        shared: bool,
         at: u64,
     ) -> Result<[Told; 2], Refusal> {
-        if self.is_member(name, key) {
+        let namesake = self.members.get_mut(&name.order);
+        if let Some(member) = namesake
+            && (shared || member.has(key))
+        {
+            if !member.has(key) {
+                member.more.push(key);
+            }
             return Ok([Told::default(), Told::default()]);
         }
         let namesake = self.members.get(&name.order).map(|member| member.key);
@@ -232,6 +251,7 @@ impl Fold {
             Member {
                 shown: Arc::clone(&name.shown),
                 key,
+                more: Vec::new(),
             },
         );
         let event = |room: &str, seq| {
@@ -251,7 +271,7 @@ impl Fold {
         Ok([gone, come])
     }
 
-    /// A member goes; `None` where it is none.
+    /// A stay ends, and with a user's last one the member goes; `None` where there is no such stay.
     fn leave(
         &mut self,
         config: &RoomConfig,
@@ -260,8 +280,18 @@ impl Fold {
         reason: LeaveReason,
         at: u64,
     ) -> Option<Told> {
-        if !self.is_member(name, key) {
+        let member = self.members.get_mut(&name.order)?;
+        if !member.has(key) {
             return None;
+        }
+        if let Some(last) = member.more.pop() {
+            // Which one of them goes is told to nobody, so any may take any one's place.
+            if let Some(place) = member.more.iter().position(|held| *held == key) {
+                member.more[place] = last;
+            } else if member.key == key {
+                member.key = last;
+            }
+            return Some(Told::default());
         }
         let member = self.members.remove(&name.order)?;
         let event = |room: &str, seq| {
@@ -592,11 +622,11 @@ impl Room {
                     }
                 }
             }
-            Event::Join => {
+            Event::Join { shared } => {
                 let init = ticket
                     .as_ref()
                     .map(|ticket| fold.init(ticket.id, &self.options, self.context.frame_bytes));
-                match fold.join(config, &name, key, at) {
+                match fold.join(config, &name, key, shared, at) {
                     Err(refusal) => {
                         if let Some(membership) = membership {
                             membership.refused.store(true, Ordering::Release);
@@ -809,7 +839,7 @@ mod tests {
     }
 
     fn join(fold: &mut Fold, config: &RoomConfig, user: &str, key: MemberKey) -> Told {
-        let [gone, told] = fold.join(config, &name(user), key, 0).unwrap();
+        let [gone, told] = fold.join(config, &name(user), key, false, 0).unwrap();
         assert!(gone.event.is_none() && gone.change.is_none());
         told
     }
@@ -841,7 +871,7 @@ mod tests {
         let config = RoomConfig::default();
         let mut fold = fold(&config);
         join(&mut fold, &config, "Ann", 1);
-        let [gone, come] = fold.join(&config, &name("ANN"), 2, 0).unwrap();
+        let [gone, come] = fold.join(&config, &name("ANN"), 2, false, 0).unwrap();
         let (gone, come) = (json(&gone.event.unwrap()), json(&come.event.unwrap()));
         assert_eq!(
             (gone["type"].as_str(), gone["seq"].as_u64()),
@@ -855,6 +885,39 @@ mod tests {
             fold.leave(&config, &name("Ann"), 1, LeaveReason::Replaced, 0)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn the_stays_of_a_user_that_may_have_several_are_one_member() {
+        let config = RoomConfig::default();
+        let mut fold = fold(&config);
+        let come = |fold: &mut Fold, key| {
+            let [gone, come] = fold.join(&config, &name("Ann"), key, true, 0).unwrap();
+            assert!(gone.event.is_none());
+            come.event.is_some()
+        };
+        let told: Vec<bool> = [1, 2, 3, 2].map(|key| come(&mut fold, key)).to_vec();
+        assert_eq!(told, [true, false, false, false]);
+        assert_eq!(fold.names(None, 10, 1 << 18).0, ["Ann"]);
+        for key in 1..=3 {
+            assert!(
+                fold.message(&name("Ann"), key, Some("hi"), None, 0)
+                    .is_some()
+            );
+        }
+        for (key, told) in [(1, false), (1, false), (3, false), (2, true)] {
+            let leave = fold.leave(&config, &name("Ann"), key, LeaveReason::Left, 0);
+            assert_eq!(
+                leave.is_some_and(|leave| leave.event.is_some()),
+                told,
+                "{key}"
+            );
+            assert!(
+                fold.message(&name("Ann"), key, Some("hi"), None, 0)
+                    .is_none()
+            );
+        }
+        assert!(fold.members.is_empty());
     }
 
     #[test]
@@ -931,11 +994,13 @@ mod tests {
         let mut fold = fold(&config);
         join(&mut fold, &config, "a", 1);
         assert_eq!(
-            fold.join(&config, &name("b"), 2, 0).unwrap_err().code,
+            fold.join(&config, &name("b"), 2, false, 0)
+                .unwrap_err()
+                .code,
             ErrorCode::TooMany
         );
         assert!(
-            fold.join(&config, &name("a"), 3, 0).is_ok(),
+            fold.join(&config, &name("a"), 3, false, 0).is_ok(),
             "one's own namesake makes place"
         );
     }
@@ -980,7 +1045,7 @@ mod tests {
             for (user, come) in steps {
                 let name = name(&format!("u{user}"));
                 let told = |fold: &mut Fold| if come {
-                    fold.join(&config, &name, user, 0).unwrap().into_iter().nth(1)
+                    fold.join(&config, &name, user, false, 0).unwrap().into_iter().nth(1)
                 } else {
                     fold.leave(&config, &name, user, LeaveReason::Left, 0)
                 };

@@ -68,7 +68,9 @@ impl RoomPattern {
         &self.0
     }
 
-    fn matches(&self, name: &str) -> bool {
+    /// Whether a room of that name is one of them.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
         let mut parts = self.0.split('*');
         let Some(mut rest) = parts.next().and_then(|prefix| name.strip_prefix(prefix)) else {
             return false;
@@ -210,6 +212,11 @@ impl Rooms {
             room
         };
         Ok(self.pin(&room))
+    }
+
+    /// What a room of that name is like, whether or not there is one.
+    pub(crate) fn options(&self, name: &str) -> &Arc<RoomOptions> {
+        self.options.of(name)
     }
 
     fn create(&self, name: &str, options: Arc<RoomOptions>) -> Result<Room, Refusal> {

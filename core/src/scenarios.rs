@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, time::sleep};
 
 use crate::{
     ChainLink, CloseReason, Framing, Hub, HubConfig, Lifecycle, Log, Peer, Proposal, PushSession,
-    Room, Scope, ScopeConfig, Telemetry, TryWrite,
+    Revocations, Room, Scope, ScopeConfig, Telemetry, TryWrite,
     clock::{self, WallClock},
     config::{DuplicateLogin, OnAbuse, Presence, Rate, Size, Span},
     plugin::{AuthRequest, Authenticator, Principal, Verdict},
@@ -145,6 +145,7 @@ impl Stage {
             name: "all".into(),
             authenticator: Arc::new(authenticator),
             timeout: Duration::from_secs(5),
+            revocations: Revocations::default(),
         };
         hub.scope(ScopeConfig {
             name: "pipe".into(),
@@ -611,7 +612,257 @@ async fn a_second_login_of_one_identity_replaces_or_is_refused() {
         first.ask(login.clone()).await;
         first
     };
-    assert_eq!(stage.connect().ask(login).await["code"], "name_in_use");
+    assert_eq!(
+        stage.connect().ask(login.clone()).await["code"],
+        "name_in_use"
+    );
+
+    let allow = |most| {
+        Stage::new(move |config| config.sessions.duplicate_login = DuplicateLogin::Allow(most))
+    };
+    for most in 1..=3 {
+        let stage = allow(most);
+        let mut living = Vec::new();
+        for _ in 0..most {
+            let mut client = stage.connect();
+            assert_eq!(client.ask(login.clone()).await["type"], "session");
+            living.push(client);
+        }
+        assert_eq!(stage.connect().ask(login.clone()).await["code"], "too_many");
+        living[0].ask(json!({"type": "logout"})).await;
+        assert_eq!(stage.connect().ask(login.clone()).await["type"], "session");
+    }
+}
+
+/// Lets users in as principals that are made on the spot.
+struct Made<F>(F);
+
+#[async_trait]
+impl<F: Fn(&str) -> Principal + Send + Sync + 'static> Authenticator for Made<F> {
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+        let user = request.credentials.user.as_deref();
+        user.map_or(Verdict::Abstain, |user| Verdict::Allow((self.0)(user)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_ends_with_its_principal_whatever_it_does() {
+    let mut stage = Stage::new(|_| ());
+    let life = 20_000;
+    stage.scope = Stage::scope_of(
+        &stage.hub,
+        Made(move |user: &str| {
+            let mut principal = Principal::vouched(user);
+            let now = StoppedClock.unix_millis();
+            principal.expires_at = match user {
+                "late" => Some(now),
+                "never" => Some(u64::MAX),
+                _ => Some(now + life),
+            };
+            principal
+        }),
+    );
+    let login = |user: &str| json!({"type": "login", "user": user});
+    assert_eq!(
+        stage.connect().ask(login("late")).await["code"],
+        "auth_failed"
+    );
+    assert_eq!(stage.connect().ask(login("never")).await["type"], "session");
+    let began = clock::now();
+    let alice = stage.member("alice").await;
+    let pinger = async {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            alice.say(&json!({"type": "ping"}));
+        }
+    };
+    let reason = tokio::select! {
+        reason = alice.ended() => reason,
+        () = pinger => unreachable!(),
+    };
+    assert_eq!(reason, CloseReason::AuthExpired);
+    let lived = began.elapsed();
+    let life = Duration::from_millis(life);
+    assert!(
+        lived >= life && lived < life + Duration::from_secs(1),
+        "{lived:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rooms_and_roles_say_who_may_enter_and_speak() {
+    let mut stage = Stage::new(|config| {
+        let mut table = |name: &str, pattern: &str, join: &[&str], send: &[&str]| {
+            let mut room = config.room.clone();
+            room.join_roles = join.iter().map(ToString::to_string).collect();
+            room.send_roles = send.iter().map(ToString::to_string).collect();
+            let pattern = pattern.parse().expect("a sound pattern");
+            config.rooms.push((name.into(), pattern, room));
+        };
+        table("staff", "staff:*", &["staff", "admin"], &[]);
+        table("news", "news", &[], &["editor"]);
+    });
+    stage.scope = Stage::scope_of(
+        &stage.hub,
+        Made(|user: &str| {
+            let mut principal = Principal::vouched(user).with_roles(match user {
+                "ann" => vec!["admin".into(), "editor".into()],
+                _ => vec![],
+            });
+            if user == "visitor" {
+                principal.rooms = Some(vec!["lobby".parse().expect("a sound pattern")]);
+            }
+            principal
+        }),
+    );
+    let mut ann = stage.login("ann").await;
+    let mut bob = stage.login("bob").await;
+    let mut visitor = stage.login("visitor").await;
+    let code = async |who: &mut Client, command: Value| {
+        let answer = who.ask(command).await;
+        let code = answer["code"].as_str().or(answer["type"].as_str());
+        code.expect("an answer").to_owned()
+    };
+    let join = |room: &str| json!({"type": "join", "room": room});
+    let send = |room: &str| json!({"type": "send", "room": room, "text": "hi"});
+    for (command, expected) in [
+        (join("staff:1"), "init"),
+        (send("staff:1"), "sent"),
+        (join("news"), "init"),
+        (send("news"), "sent"),
+    ] {
+        assert_eq!(code(&mut ann, command.clone()).await, expected, "{command}");
+    }
+    for (command, expected) in [
+        (join("staff:1"), "forbidden"),
+        (send("staff:1"), "forbidden"),
+        (join("news"), "init"),
+        (send("news"), "forbidden"),
+        (send("lobby"), "not_joined"),
+    ] {
+        assert_eq!(code(&mut bob, command.clone()).await, expected, "{command}");
+    }
+    for (command, expected) in [
+        (join("lobby"), "init"),
+        (send("lobby"), "sent"),
+        (join("news"), "forbidden"),
+        (json!({"type": "users", "room": "news"}), "forbidden"),
+    ] {
+        assert_eq!(
+            code(&mut visitor, command.clone()).await,
+            expected,
+            "{command}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_principal_may_have_limits_of_its_own() {
+    let mut stage = Stage::new(|config| config.limits.rooms_per_session = 2);
+    stage.scope = Stage::scope_of(
+        &stage.hub,
+        Made(|user: &str| {
+            let mut principal = Principal::vouched(user);
+            if user == "tiny" {
+                principal.limits.message_bytes = Some(Size(4));
+                principal.limits.rooms_per_session = Some(1);
+                principal.limits.sends = Some(Rate::Limited {
+                    rate: 1,
+                    per: Duration::from_secs(60),
+                    burst: 2,
+                });
+            } else {
+                principal.limits.message_bytes = Some(Size(1 << 30));
+            }
+            principal
+        }),
+    );
+    let mut tiny = stage.connect();
+    let session = tiny.ask(json!({"type": "login", "user": "tiny"})).await;
+    assert_eq!(session["limits"]["message_bytes"], 4);
+    tiny.ask(json!({"type": "join"})).await;
+    let second = tiny.ask(json!({"type": "join", "room": "b"})).await;
+    assert_eq!(second["code"], "too_many");
+    let long = tiny.ask(json!({"type": "send", "text": "hello"})).await;
+    assert_eq!(long["code"], "message_too_long");
+    tiny.ask(json!({"type": "send", "text": "hell"})).await;
+    let third = tiny.ask(json!({"type": "send", "text": "o"})).await;
+    assert_eq!(third["code"], "rate_limited");
+
+    let mut other = stage.connect();
+    let session = other.ask(json!({"type": "login", "user": "other"})).await;
+    let most = stage.hub.limits().message_bytes.0;
+    assert_eq!(
+        session["limits"]["message_bytes"], most,
+        "no more than frames are made for"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_authenticator_takes_back_ends_sessions_and_log_ins_under_way() {
+    /// Lets in at once, or for "slow" when it is told to.
+    struct Slow(Arc<tokio::sync::Notify>);
+
+    #[async_trait]
+    impl Authenticator for Slow {
+        async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+            let user = request.credentials.user.clone().unwrap_or_default();
+            if user == "slow" {
+                self.0.notified().await;
+            }
+            let mut principal = Principal::vouched(&user);
+            principal.credential = Some(format!("card of {user}"));
+            Verdict::Allow(principal)
+        }
+    }
+
+    let stage = Stage::new(|_| ());
+    let (go, revocations) = (Arc::new(tokio::sync::Notify::new()), Revocations::default());
+    assert_eq!(revocations.revoke(|_| true), 0, "no server yet");
+    let scope = stage.hub.scope(ScopeConfig {
+        name: "pipe".into(),
+        auth: vec![ChainLink {
+            name: "all".into(),
+            authenticator: Arc::new(Slow(Arc::clone(&go))),
+            timeout: Duration::from_secs(5),
+            revocations: revocations.clone(),
+        }],
+        timeout: TIMEOUT,
+        login_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+    });
+    let mut guest = stage.member("guest").await;
+    let stage = Stage {
+        hub: stage.hub,
+        scope,
+    };
+    let alice = stage.member("alice").await;
+    let mut bob = stage.member("bob").await;
+    let mut slow = stage.connect();
+    slow.say(&json!({"type": "login", "user": "slow"}));
+    settle().await;
+    let ended = revocations.revoke(|granted| {
+        assert_ne!(granted.user, "guest", "nobody vouched for it");
+        granted.credential == Some("card of alice")
+    });
+    assert_eq!(ended, 1);
+    assert_eq!(alice.ended().await, CloseReason::AuthExpired);
+    go.notify_one();
+    assert_eq!(slow.ended().await, CloseReason::Unavailable);
+    let said: Vec<Value> = slow.heard();
+    assert_eq!(said.len(), 1, "judged by what was so before: {said:?}");
+    assert!(said[0]["retry_ms"].as_u64() >= Some(1000), "{said:?}");
+    go.notify_one();
+    assert_eq!(
+        stage
+            .connect()
+            .ask(json!({"type": "login", "user": "slow"}))
+            .await["type"],
+        "session"
+    );
+    for member in [&mut bob, &mut guest] {
+        assert_eq!(member.ask(json!({"type": "ping"})).await["type"], "pong");
+    }
 }
 
 #[tokio::test(start_paused = true)]

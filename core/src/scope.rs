@@ -3,9 +3,9 @@
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
-    Telemetry, clock,
+    Revocations, Telemetry, clock,
     hub::Inner,
-    plugin::{AuthRequest, Authenticator, Credentials, Verdict},
+    plugin::{AuthRequest, Authenticator, Credentials, Principal, Verdict},
     telemetry::{TransportMetrics, VerdictLabel},
 };
 
@@ -36,6 +36,8 @@ pub struct ChainLink {
     pub authenticator: Arc<dyn Authenticator>,
     /// How long a verdict may take; then it counts as [`Verdict::Unavailable`].
     pub timeout: Duration,
+    /// What the authenticator was built with, to take back what it said.
+    pub revocations: Revocations,
 }
 
 impl fmt::Debug for ChainLink {
@@ -87,6 +89,9 @@ impl fmt::Debug for Scope {
 impl Scope {
     pub(crate) fn new(hub: Arc<Inner>, config: ScopeConfig) -> Arc<Self> {
         let metrics = Arc::clone(hub.telemetry.transport(&config.name));
+        for link in &config.auth {
+            link.revocations.attach(&hub, &link.name);
+        }
         Arc::new(Self {
             hub,
             name: config.name.into(),
@@ -110,23 +115,43 @@ impl Scope {
         &self.metrics
     }
 
-    /// Asks the chain. The first Allow, Deny or Unavailable stands; all-Abstain denies. Says who answered.
+    /// Asks the chain. The first Allow, Deny or Unavailable stands; all-Abstain denies.
     pub(crate) async fn authenticate(
         &self,
         credentials: Credentials,
         address: IpAddr,
-    ) -> (Verdict, Arc<str>) {
+    ) -> Result<Admitted<'_>, Verdict> {
         let request = AuthRequest::new(credentials, Arc::clone(&self.name), address);
         for link in &self.chain {
-            let verdict = link.ask(&request, &self.hub.telemetry).await;
-            if !matches!(verdict, Verdict::Abstain) {
-                return (verdict, Arc::clone(&link.name));
+            let round = link.revocations.round();
+            match link.ask(&request, &self.hub.telemetry).await {
+                Verdict::Abstain => (),
+                Verdict::Allow(principal) => {
+                    return Ok(Admitted {
+                        principal,
+                        link,
+                        round,
+                    });
+                }
+                verdict => return Err(verdict),
             }
         }
-        (
-            Verdict::deny("no authenticator knows the credentials"),
-            Arc::from(""),
-        )
+        Err(Verdict::deny("no authenticator knows the credentials"))
+    }
+}
+
+/// A principal that an authenticator let in.
+pub(crate) struct Admitted<'a> {
+    pub(crate) principal: Principal,
+    pub(crate) link: &'a ChainLink,
+    /// Its revocations when it was asked.
+    pub(crate) round: u64,
+}
+
+impl Admitted<'_> {
+    /// Whether the authenticator has taken something back since it was asked, perhaps this.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.round != self.link.revocations.round()
     }
 }
 

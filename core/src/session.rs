@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde_json::value::RawValue;
 
 use crate::{
-    CloseReason, End, ErrorCode, LeaveReason, Refusal,
+    CloseReason, End, ErrorCode, Granted, LeaveReason, Refusal,
     adapter::{Answer, CallbackAdapter, LastWords, Outlet, Slot},
     clock::{self, AtomicInstant, Instant},
     config::OnAbuse,
@@ -33,6 +33,7 @@ use crate::{
     room::{Event, Membership, Proposal, Room, Ticket},
     rooms::{MayCreate, RoomPin},
     scope::{Peer, Scope},
+    standing::{Standing, forbidden},
 };
 use login::LogIn;
 
@@ -58,10 +59,12 @@ pub(crate) struct Session {
     /// Rules were broken too often; the session ends once the answer is out.
     is_abusive: AtomicBool,
     sends: Bucket,
-    pub(crate) commands: Bucket,
+    commands: Bucket,
     violations: Bucket,
     polls: Bucket,
     creations: OnceLock<Bucket>,
+    /// What sets its principal apart, where anything does; from the log-in on.
+    standing: OnceLock<Box<Standing>>,
     /// Held while the session ends, from the first change to the last.
     ending: Mutex<()>,
     state: Mutex<State>,
@@ -152,6 +155,7 @@ impl Session {
             violations: Bucket::new(limits.violations),
             polls: Bucket::new(polls),
             creations: OnceLock::new(),
+            standing: OnceLock::new(),
             ending: Mutex::new(()),
             state: Mutex::new(State {
                 phase: Phase::Fresh,
@@ -308,7 +312,7 @@ impl Session {
             (Kind::Logout, false) => return Done::LogOut(self.flush()),
             (_, false) => (),
         }
-        if let Err(wait) = self.commands.take() {
+        if let Err(wait) = self.take_command() {
             let refusal =
                 Refusal::new(ErrorCode::RateLimited, "Commands come too often.").retry(wait);
             return answer(Err(refusal));
@@ -332,7 +336,7 @@ impl Session {
 
     /// Spends the rate for commands on one that is refused before its rate is asked.
     fn meter(&self) {
-        if self.is_active() && self.commands.take().is_err() {
+        if self.is_active() && self.take_command().is_err() {
             self.violate();
         }
     }
@@ -351,6 +355,61 @@ impl Session {
             .collect()
     }
 
+    /// Takes a token of the rate for commands, or says when there is one.
+    pub(crate) fn take_command(&self) -> Result<(), Duration> {
+        let own = self.standing.get().and_then(|own| own.commands.as_ref());
+        own.unwrap_or(&self.commands).take()
+    }
+
+    /// `message_bytes` for this session.
+    fn message_bytes(&self) -> usize {
+        let own = self.standing.get().and_then(|own| own.message_bytes);
+        own.unwrap_or(self.scope.hub.config.limits.message_bytes.0)
+    }
+
+    /// Whether `is_over` holds for it, if anybody vouched for it.
+    pub(crate) fn granted(&self, is_over: impl Fn(Granted<'_>) -> bool) -> bool {
+        let name = self.state.lock().name.clone();
+        name.is_some_and(|name| {
+            is_over(Granted {
+                user: &name.shown,
+                credential: self
+                    .standing
+                    .get()
+                    .and_then(|own| own.credential.as_deref()),
+            })
+        })
+    }
+
+    /// Whether it may do what takes one of `roles`; where none is named, everybody may.
+    fn has_one_of(&self, roles: &[String]) -> bool {
+        roles.is_empty() || self.standing.get().is_some_and(|own| own.has_one_of(roles))
+    }
+
+    /// Whether it may enter a room, which need not be there.
+    fn may_enter(&self, room: &str) -> Result<(), Refusal> {
+        if self.standing.get().is_some_and(|own| !own.may_enter(room)) {
+            return Err(forbidden("Your account may not enter that room."));
+        }
+        let options = self.scope.hub.rooms.options(room);
+        if !self.has_one_of(&options.config.join_roles) {
+            return Err(forbidden("Only some accounts may enter that room."));
+        }
+        Ok(())
+    }
+
+    /// The stay in a room that a command needs.
+    fn stay(&self, room: &str) -> Result<Arc<Membership>, Refusal> {
+        self.membership(room).ok_or_else(|| {
+            self.may_enter(room).err().unwrap_or_else(|| {
+                Refusal::new(
+                    ErrorCode::NotJoined,
+                    "You are no member of that room; join it first.",
+                )
+            })
+        })
+    }
+
     fn take_send(&self, muted_until: Option<Instant>) -> Result<(), Refusal> {
         if let Some(until) = muted_until {
             let wait = until.saturating_duration_since(clock::now());
@@ -362,7 +421,8 @@ impl Session {
         }
         let too_often =
             |wait| Refusal::new(ErrorCode::RateLimited, "Messages come too often.").retry(wait);
-        self.sends.take().map_err(too_often)?;
+        let own = self.standing.get().and_then(|own| own.sends.as_ref());
+        own.unwrap_or(&self.sends).take().map_err(too_often)?;
         let name = self.state.lock().name.clone();
         name.map_or(Ok(()), |name| {
             self.scope
@@ -405,7 +465,9 @@ impl Session {
             membership.room.init_again(&membership, slot, id);
             return Ok(Done::Barrier);
         }
-        let most = hub.config.limits.rooms_per_session;
+        self.may_enter(&room_name)?;
+        let own = self.standing.get().and_then(|own| own.rooms_per_session);
+        let most = own.unwrap_or(hub.config.limits.rooms_per_session);
         let (rooms, is_under_way) = {
             let mut state = self.state.lock();
             state.memberships.retain(|held| !held.is_refused());
@@ -442,7 +504,10 @@ impl Session {
             id,
         };
         let proposal = self.proposal(
-            Event::Join,
+            Event::Join {
+                shared: hub.config.sessions.duplicate_login.side_by_side() > 1
+                    && !state.is_anonymous,
+            },
             name,
             Some(&membership),
             Some(ticket),
@@ -454,7 +519,7 @@ impl Session {
 
     fn leave(self: &Arc<Self>, id: Option<u64>, fields: &Fields<'_>) -> Result<Done, Refusal> {
         let room_name = self.room_name(fields)?;
-        let membership = self.membership(&room_name).ok_or_else(not_joined)?;
+        let membership = self.stay(&room_name)?;
         self.trace("A session leaves a room.", &room_name);
         let mut state = self.state.lock();
         let Some(place) = state
@@ -488,15 +553,19 @@ impl Session {
             return Err(not_yet("key"));
         }
         let room_name = self.room_name(fields)?;
-        let membership = self.membership(&room_name).ok_or_else(not_joined)?;
+        let membership = self.stay(&room_name)?;
         let room = &membership.room;
+        if !self.has_one_of(&room.options.config.send_roles) {
+            return Err(forbidden("Only some accounts may speak in that room."));
+        }
         let too_often = |wait| {
             Refusal::new(ErrorCode::RateLimited, "The room gets messages too often.").retry(wait)
         };
         room.sends.take().map_err(too_often)?;
-        let name = self.state.lock().name.clone().ok_or_else(not_joined)?;
+        let name = self.state.lock().name.clone();
+        let name = name.expect("a member has a name");
         let hub = &self.scope.hub;
-        let limit = hub.config.limits.message_bytes.0;
+        let limit = self.message_bytes();
         let mut draft = Draft::new(
             &name.shown,
             &room.name,
@@ -544,7 +613,7 @@ impl Session {
             return Err(Refusal::bad_request("limit must be a positive integer."));
         }
         let room_name = self.room_name(fields)?;
-        let membership = self.membership(&room_name).ok_or_else(not_joined)?;
+        let membership = self.stay(&room_name)?;
         let hub = &self.scope.hub;
         let most = hub.config.limits.page_names;
         let limit = limit.unwrap_or(DEFAULT_PAGE).min(most);
@@ -731,8 +800,15 @@ impl Expire for Session {
                 if polled || self.held_up.load(Ordering::Relaxed) {
                     self.touch_at(now);
                 }
-                if scope.timeout.is_zero() {
+                let expires = self.standing.get().and_then(|own| own.expires);
+                if expires.is_some_and(|expires| now >= expires) {
+                    self.end(CloseReason::AuthExpired);
                     return None;
+                }
+                let sooner =
+                    |next: Instant| Some(expires.map_or(next, |expires| expires.min(next)));
+                if scope.timeout.is_zero() {
+                    return expires;
                 }
                 let last = self.active.load(scope.hub.origin);
                 if now >= last + scope.timeout {
@@ -742,20 +818,13 @@ impl Expire for Session {
                 }
                 let half = last + scope.timeout / 2;
                 if now < half {
-                    return Some(half);
+                    return sooner(half);
                 }
                 self.outlet.ping();
-                Some(last + scope.timeout)
+                sooner(last + scope.timeout)
             }
         }
     }
-}
-
-fn not_joined() -> Refusal {
-    Refusal::new(
-        ErrorCode::NotJoined,
-        "You are no member of that room; join it first.",
-    )
 }
 
 fn not_yet(what: &str) -> Refusal {

@@ -296,6 +296,35 @@ async fn a_second_log_in_may_be_refused_instead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_one_identity_may_live_side_by_side_as_one_member() {
+    check_with(
+        &Setup::passwords().and("[sessions]\nduplicate_login = { allow = 2 }"),
+        r#"
+        alice > login alice wonderland
+        bob > login bob builder
+        alice, bob in lobby
+        again > login alice wonderland
+        third > login alice wonderland -> error too_many 2 sessions
+        again > say lobby hello -> error not_joined
+        again > join lobby -> {"type":"init","users":["alice","bob"],"count":2,"seq":2}
+        again > say lobby hello
+        alice < message lobby alice hello
+        bob < message lobby alice hello
+        again < message lobby alice hello
+        alice > leave lobby
+        third > login alice wrong -> error auth_failed
+        bob > say lobby still
+        again < message lobby bob still
+        bob < message lobby bob still
+        again > logout
+        bob < leave lobby alice logout
+        third > login alice wonderland
+        "#,
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn guests_beside_members_carry_their_prefix() {
     check_with(
         &Setup::passwords_and_guests(),

@@ -19,15 +19,12 @@ use std::{
     fmt::Write,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use chinwag_core::{
     ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, Log, RoomPattern,
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
-    plugin::{
-        Authenticator, AuthenticatorContext, BuildError, Draft as Message, Rejection, Validator,
-    },
+    plugin::{AuthenticatorContext, BuildError, Draft as Message, Rejection, Validator},
 };
 use chinwag_transports::{ListenerConfig, Wire};
 use tracing::{debug, info, warn};
@@ -312,14 +309,7 @@ impl Draft {
                     listener: transport.listener?,
                     auth: auth
                         .into_iter()
-                        .filter_map(|name| {
-                            let (authenticator, timeout) = authenticators.get(&name)?;
-                            Some(ChainLink {
-                                name: name.into(),
-                                authenticator: authenticator.clone(),
-                                timeout: *timeout,
-                            })
-                        })
+                        .filter_map(|name| authenticators.get(&name).cloned())
                         .collect(),
                     ready: transport.ready?,
                 })
@@ -337,10 +327,7 @@ impl Draft {
         })
     }
 
-    async fn build_authenticators(
-        &mut self,
-        lifecycle: &Lifecycle,
-    ) -> BTreeMap<String, (Arc<dyn Authenticator>, Duration)> {
+    async fn build_authenticators(&mut self, lifecycle: &Lifecycle) -> BTreeMap<String, ChainLink> {
         let kinds: Vec<String> = self
             .authenticators
             .iter()
@@ -372,9 +359,17 @@ impl Draft {
             cx.has_others = kinds
                 .iter()
                 .any(|kind| !kind.is_empty() && *kind != authenticator.kind);
+            cx.timeout = authenticator.timeout.0;
+            let (timeout, revocations) = (cx.timeout, cx.revocations.clone());
             match ready.build(cx).await {
                 Ok(made) => {
-                    built.insert(authenticator.name.clone(), (made, authenticator.timeout.0));
+                    let link = ChainLink {
+                        name: authenticator.name.as_str().into(),
+                        authenticator: made,
+                        timeout,
+                        revocations,
+                    };
+                    built.insert(authenticator.name.clone(), link);
                 }
                 Err(error) => {
                     refuse(

@@ -13,6 +13,8 @@ use crate::{
     message::{Command, Fields, Frame, Say, ToldLimits, field},
     plugin::{Credentials, Principal, PrincipalName, Verdict},
     registry::{Identity, SessionId, Taken},
+    scope::Admitted,
+    standing::Standing,
 };
 
 /// The protocol's version.
@@ -179,15 +181,18 @@ impl Session {
             claimed,
             is_failure: true,
         };
-        let (verdict, authenticator) = self
+        let judged = self
             .scope
             .authenticate(credentials, self.peer.address)
             .await;
         // Only a denial counts towards a throttle: what is our fault never does.
-        attempt.is_failure = matches!(verdict, Verdict::Deny { .. });
+        attempt.is_failure = matches!(judged, Err(Verdict::Deny { .. }));
         drop(attempt);
+        let verdict = match judged {
+            Ok(admitted) => return self.admit(admitted),
+            Err(verdict) => verdict,
+        };
         match verdict {
-            Verdict::Allow(principal) => self.admit(&principal, &authenticator),
             Verdict::Unavailable { retry } => {
                 let message = "Log-ins can't be checked now; try again after retry_ms.";
                 Err(Refusal::new(ErrorCode::Unavailable, message).retry(retry))
@@ -199,17 +204,16 @@ impl Session {
                     Refusal::new(ErrorCode::AuthFailed, public)
                 }))
             }
-            Verdict::Abstain => unreachable!("a chain never abstains"),
+            Verdict::Allow(_) | Verdict::Abstain => {
+                unreachable!("a chain never abstains, and who is allowed was admitted")
+            }
         }
     }
 
     /// Takes the principal's name, ends who had it before where the policy says so, and begins the session.
-    fn admit(
-        self: &Arc<Self>,
-        principal: &Principal,
-        authenticator: &Arc<str>,
-    ) -> Result<Welcome, Refusal> {
+    fn admit(self: &Arc<Self>, mut admitted: Admitted<'_>) -> Result<Welcome, Refusal> {
         let hub = &self.scope.hub;
+        let principal = &mut admitted.principal;
         let name = hub.config.names.canonical(&principal.name)?;
         let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
         if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
@@ -219,9 +223,24 @@ impl Session {
             );
         }
         let identity = (!is_anonymous).then(|| Identity {
-            authenticator: Arc::clone(authenticator),
-            user: Arc::clone(&name.key),
+            authenticator: Arc::clone(&admitted.link.name),
+            user: Arc::clone(&name.order),
         });
+        let policy = hub.config.sessions.duplicate_login;
+        let expires = match principal.expires_at {
+            None => None,
+            Some(at) => {
+                let left = Duration::from_millis(at.saturating_sub(hub.wall.unix_millis()));
+                if left.is_zero() {
+                    tracing::debug!(transport = %self.scope.name, "A principal was let in after its end.");
+                    return Err(Refusal::auth_failed());
+                }
+                // Beyond what the clock can tell is never.
+                clock::now().checked_add(left)
+            }
+        };
+        let principal = std::mem::replace(principal, Principal::vouched(""));
+        let standing = Standing::of(principal, expires, &hub.config.limits);
         let in_use = || Refusal::new(ErrorCode::NameInUse, "Somebody has that name now.");
         let id = SessionId::random().ok_or_else(|| {
             Refusal::new(ErrorCode::Internal, "The server has no randomness to give.")
@@ -231,15 +250,22 @@ impl Session {
             if state.phase != Phase::Fresh {
                 return Err(login_overran());
             }
-            match hub.registry.reserve(&name.key, identity.as_ref(), self) {
+            let allowed = policy.side_by_side();
+            match hub
+                .registry
+                .reserve(&name.key, identity.as_ref(), allowed, self)
+            {
                 Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
                     drop(state);
                     // It is about to let go of the name, and has to leave its rooms before.
                     drop(old.ending.lock());
                 }
-                Err(Taken::Same(old))
-                    if hub.config.sessions.duplicate_login == DuplicateLogin::Replace =>
-                {
+                Err(Taken::Same(_)) if matches!(policy, DuplicateLogin::Allow(_)) => {
+                    let message =
+                        format!("You have {allowed} sessions, which is the most; end one first.");
+                    return Err(Refusal::new(ErrorCode::TooMany, message));
+                }
+                Err(Taken::Same(old)) if policy == DuplicateLogin::Replace => {
                     drop(state);
                     // Synchronous: the old session is gone before the new one is told of its own.
                     old.end(CloseReason::Replaced);
@@ -259,6 +285,10 @@ impl Session {
                     state.name = Some(name.clone());
                     state.reservation = Some(reservation);
                     state.is_anonymous = is_anonymous;
+                    if let Some(standing) = standing {
+                        // Once only: the session was fresh.
+                        let _ = self.standing.set(standing);
+                    }
                     self.scope.metrics.created.increment(1);
                     self.scope.metrics.live.increment(1);
                     break;
@@ -273,10 +303,16 @@ impl Session {
                     .retry(hub.retry_after_drain()),
             );
         }
+        if admitted.is_stale() {
+            self.end(CloseReason::Unavailable);
+            let message = "What lets you in has just changed; log in again after retry_ms.";
+            return Err(Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1)));
+        }
         self.touch();
         let timeout = self.scope.timeout;
-        let watching =
-            (!timeout.is_zero()).then(|| hub.reaper.watch(self, clock::now() + timeout / 2));
+        let idle = (!timeout.is_zero()).then(|| clock::now() + timeout / 2);
+        let first = [idle, expires].into_iter().flatten().min();
+        let watching = first.map(|first| hub.reaper.watch(self, first));
         let before = {
             let mut state = self.state.lock();
             // Ended meanwhile: then nothing is left to watch.
@@ -294,7 +330,7 @@ impl Session {
             user: name.shown,
             timeout,
             limits: ToldLimits {
-                message_bytes: limits.message_bytes.0,
+                message_bytes: self.message_bytes(),
                 frame_bytes: limits.frame_bytes.0,
                 server_frame_bytes: limits.server_frame_bytes.0,
             },

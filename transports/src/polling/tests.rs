@@ -273,6 +273,7 @@ async fn bind(
     let scope = hub.scope(ScopeConfig {
         name: "poll".to_owned(),
         auth: vec![ChainLink {
+            revocations: chinwag_core::Revocations::default(),
             name: "doorman".into(),
             authenticator: Arc::new(Doorman),
             timeout: Duration::from_secs(5),
