@@ -72,7 +72,7 @@ impl Server {
             .map(|transport| transport.name.as_str())
             .collect();
         let asked: Vec<&str> = authenticators.iter().map(String::as_str).collect();
-        let telemetry = Telemetry::new(&recorder, &names, &asked);
+        let telemetry = Telemetry::new(&recorder, &names, &asked, &[]);
         let hub = Hub::start(config, telemetry, life.0.clone())
             .map_err(|faults| Loaded::refuse(&document, &faults))?;
 

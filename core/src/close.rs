@@ -182,3 +182,19 @@ pub enum LeaveReason {
     /// The connection was lost.
     Disconnected,
 }
+
+impl LeaveReason {
+    /// The word as it stands on the wire.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Logout => "logout",
+            Self::Expired => "expired",
+            Self::Replaced => "replaced",
+            Self::Kicked => "kicked",
+            Self::Evicted => "evicted",
+            Self::Disconnected => "disconnected",
+        }
+    }
+}

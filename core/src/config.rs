@@ -3,7 +3,7 @@
 //! Every type refuses unknown keys. What is not built yet is refused by name: [`Later`] and its kin accept only the
 //! value that means off. Reading files, merging the environment and blaming a line is the program's business.
 
-use std::{fmt, num::NonZeroUsize, time::Duration};
+use std::{fmt, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -266,8 +266,9 @@ pub struct RoomConfig {
     pub presence_interval: Span,
     /// A room in `each` with more members than this tells presence in batches, until it has half as many. Zero: never.
     pub presence_auto_batch: usize,
-    /// Not built yet; only `"0s"`.
-    pub member_timeout: Later<Span>,
+    /// Silence of a member in this room, by commands that name it, after which its stay alone ends with `expired`.
+    /// Zero: never.
+    pub member_timeout: Span,
     /// Messages of the whole room.
     pub sends: Rate,
     /// Roles of which one is needed to enter. Empty: everybody may.
@@ -290,7 +291,7 @@ impl Default for RoomConfig {
             presence: Presence::Each,
             presence_interval: Span::secs(1),
             presence_auto_batch: 200,
-            member_timeout: Later::default(),
+            member_timeout: Span::secs(0),
             sends: Rate::Unlimited,
             join_roles: Vec::new(),
             send_roles: Vec::new(),
@@ -608,10 +609,12 @@ impl<'de> Deserialize<'de> for DuplicateLogin {
                 #[derive(Deserialize)]
                 #[serde(deny_unknown_fields)]
                 struct Table {
-                    allow: NonZeroUsize,
+                    allow: usize,
                 }
-                let table = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(DuplicateLogin::Allow(table.allow.get()))
+                match Table::deserialize(de::value::MapAccessDeserializer::new(map))?.allow {
+                    0 => Err(de::Error::custom("allow must be at least 1")),
+                    most => Ok(DuplicateLogin::Allow(most)),
+                }
             }
         }
         deserializer.deserialize_any(DuplicateVisitor)

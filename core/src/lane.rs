@@ -51,7 +51,8 @@ pub(crate) enum LaneCommand {
     },
     Leave {
         membership: Arc<Membership>,
-        left: Option<(Slot, Frame)>,
+        /// What the leaver is told, in answer to its command or unasked.
+        left: Option<(Option<Slot>, Frame)>,
         told: Told,
     },
     Publish(Frame),
@@ -454,11 +455,12 @@ impl LaneRoom {
                         if let Some((slot, left)) = left {
                             // Everything up to its leave is the leaver's still.
                             member.catch_up(&frames, tally, doomed);
-                            note(
-                                member.session.outlet.complete(slot, left.into()),
-                                &member.session,
-                                doomed,
-                            );
+                            let outlet = &member.session.outlet;
+                            let delivery = match slot {
+                                Some(slot) => outlet.complete(slot, left.into()),
+                                None => outlet.deliver(&mut Batch::new(vec![left]), 0),
+                            };
+                            note(delivery, &member.session, doomed);
                         }
                         self.remove(&membership);
                     }

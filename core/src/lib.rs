@@ -16,6 +16,7 @@ mod lane;
 mod lifecycle;
 mod limit;
 mod log;
+mod manager;
 mod message;
 mod names;
 mod pull;

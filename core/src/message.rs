@@ -135,7 +135,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "login" => Self::Login,
             "join" => Self::Join,
@@ -420,6 +420,13 @@ pub(crate) enum Say<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<u64>,
         room: &'a str,
+        /// Where the client did not ask for it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<LeaveReason>,
+    },
+    System {
+        at: u64,
+        data: &'a RawValue,
     },
     Users {
         #[serde(skip_serializing_if = "Option::is_none")]

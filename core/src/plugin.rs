@@ -15,6 +15,11 @@ use crate::{
     config::{Rate, Size},
 };
 
+pub use crate::manager::{
+    AuthFacts, Context, ControlError, EndCause, Filter, ManagerLink, Refused, SessionControl,
+    SessionManager, SessionManagerConfig, SessionManagerContext, Stay,
+};
+
 /// A kind of authenticator, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
 #[async_trait]
 pub trait AuthenticatorConfig: DeserializeOwned + Send + 'static {
@@ -340,6 +345,8 @@ pub struct Draft<'a> {
     pub data: Option<Box<RawValue>>,
     /// `message_bytes`.
     pub limit: usize,
+    /// What the session's manager attached to this stay, or to the session.
+    pub context: Option<&'a Context>,
 }
 
 impl<'a> Draft<'a> {
@@ -358,6 +365,7 @@ impl<'a> Draft<'a> {
             text,
             data,
             limit,
+            context: None,
         }
     }
 }

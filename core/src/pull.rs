@@ -130,6 +130,7 @@ impl PullSession {
         let welcome = timeout_at(deadline, session.try_login(credentials)).await;
         let welcome = welcome.unwrap_or_else(|_| Err(login_overran()));
         let welcome = welcome.map_err(counted)?;
+        session.tell_early();
         Ok(Opened {
             session: Self::new(session),
             cookie,
@@ -180,7 +181,11 @@ impl PullSession {
         let Some(_turn) = self.outlet().turn(MAX_COMMANDS).await else {
             return self.refuse(command.id, too_many_commands());
         };
-        match self.session.execute(&command) {
+        let mut done = self.session.execute(&command);
+        while let Done::Pending(pending) = done {
+            done = pending.await;
+        }
+        match done {
             Done::Replied(answer) => self.finish(answer),
             Done::Barrier => self.answered(command.id).await,
             Done::Slot(room) => {
@@ -190,7 +195,8 @@ impl PullSession {
                 reply
             }
             Done::LogOut(slots) => self.log_out(command.id, slots.len()).await,
-            Done::LogIn(_) | Done::Ended => self.expired_reply(command.id),
+            Done::Pending(_) => unreachable!("awaited above"),
+            Done::Ended => self.expired_reply(command.id),
         }
     }
 

@@ -18,10 +18,7 @@ use crate::{
     plugin::Credentials,
     room::Room,
     scope::{Peer, Scope},
-    session::{
-        Done, Ending, Session,
-        login::{LogIn, login_overran},
-    },
+    session::{Done, Ending, Pending, Session, login::login_overran},
 };
 
 /// Replies that a session may be owed while it runs further commands.
@@ -36,7 +33,8 @@ const MAX_UNANSWERED: usize = 16;
 /// connection is to be closed.
 pub struct PushSession {
     session: Arc<Session>,
-    login: Option<LogIn>,
+    /// A command that waits for somebody's word.
+    pending: Option<(Pending, Option<u64>)>,
     /// A command that waits until earlier ones are answered.
     held: Option<Box<[u8]>>,
     /// No other command before every reply is out.
@@ -71,7 +69,7 @@ impl PushSession {
         }
         Self {
             session,
-            login: None,
+            pending: None,
             held: None,
             barrier: false,
             logout: None,
@@ -100,7 +98,7 @@ impl PushSession {
     /// Whether it takes another frame. While not, the connection is not read.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.login.is_none()
+        self.pending.is_none()
             && self.held.is_none()
             && self.behind.is_none()
             && self.logout.is_none()
@@ -139,13 +137,19 @@ impl PushSession {
     }
 
     fn run(&mut self, command: &Command<'_>) {
-        match self.session.execute(command) {
+        let done = self.session.execute(command);
+        self.take(done, command.id);
+    }
+
+    /// `id`: of the command.
+    fn take(&mut self, done: Done, id: Option<u64>) {
+        match done {
             Done::Replied(answer) => self.reply(answer),
-            Done::LogIn(login) => self.login = Some(login),
+            Done::Pending(pending) => self.pending = Some((pending, id)),
             Done::Barrier => self.barrier = true,
             Done::LogOut(slots) => {
                 self.barrier = !slots.is_empty();
-                self.logout = Some(command.id);
+                self.logout = Some(id);
             }
             Done::Slot(room) => {
                 self.note_load();
@@ -201,6 +205,7 @@ impl PushSession {
         match welcome.unwrap_or_else(|_| Err(login_overran())) {
             Ok(welcome) => {
                 self.outlet().reply(Frame::encode(&welcome.say(None, true)));
+                self.session.tell_early();
                 Ok(())
             }
             Err(refusal) => {
@@ -314,7 +319,7 @@ impl PushSession {
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.outlet().waker.register(cx.waker());
         loop {
-            self.poll_login(cx);
+            self.poll_pending(cx);
             self.poll_behind(cx);
             self.poll_held();
             if let Some(id) = self.logout
@@ -336,7 +341,7 @@ impl PushSession {
             let ended = self.session.ended();
             if ended.is_some() && self.closing_since.is_none() {
                 self.closing_since = Some(clock::now());
-                self.login = None;
+                self.pending = None;
                 self.held = None;
                 self.behind = None;
             }
@@ -344,7 +349,7 @@ impl PushSession {
             let load = self.note_load();
             // While the server, or a queue that the client still takes from, holds it up, its idle clock stands still;
             // a queue without progress has a time of its own.
-            let held_up = self.login.is_some()
+            let held_up = self.pending.is_some()
                 || self.behind.is_some()
                 || self.barrier
                 || self.crowded
@@ -395,12 +400,15 @@ impl PushSession {
         end.map_or(CloseReason::Disconnected, |end| end.reason)
     }
 
-    fn poll_login(&mut self, cx: &mut Context<'_>) {
-        if let Some(login) = &mut self.login
-            && let Poll::Ready(answer) = login.as_mut().poll(cx)
+    fn poll_pending(&mut self, cx: &mut Context<'_>) {
+        if let Some((pending, id)) = &mut self.pending
+            && let Poll::Ready(done) = pending.as_mut().poll(cx)
         {
-            self.login = None;
-            self.reply(answer);
+            let id = *id;
+            self.pending = None;
+            self.take(done, id);
+            // After a log-in.
+            self.session.tell_early();
         }
     }
 

@@ -193,6 +193,18 @@ impl Registry {
         })
     }
 
+    /// A session that has `name` already, if it is of the same identity.
+    pub(crate) fn holder(
+        &self,
+        name: &Arc<str>,
+        identity: Option<&Identity>,
+    ) -> Option<Arc<Session>> {
+        let inner = self.inner.lock();
+        let owner = inner.names.get(name)?;
+        let is_same = identity.is_some() && owner.identity.as_ref() == identity;
+        is_same.then(|| owner.sessions.first().cloned()).flatten()
+    }
+
     /// Knows a connection that has not logged in yet.
     pub(crate) fn greet(&self, session: &Arc<Session>) {
         self.inner

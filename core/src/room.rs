@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -24,6 +24,7 @@ use crate::{
     config::{HistoryLimits, Presence, RoomConfig},
     lane::{LaneCommand, LaneInbox},
     limit::Bucket,
+    manager::{Child, EndCause},
     message::{Frame, List, Say, listed_len},
     names::Name,
     plugin::Validator,
@@ -55,6 +56,10 @@ pub(crate) struct Membership {
     pub(crate) key: MemberKey,
     joined: AtomicBool,
     refused: AtomicBool,
+    /// It alone was ended by the server, which its session is told.
+    evicted: AtomicBool,
+    /// What a manager, or a time of its own, needs to be kept.
+    pub(crate) child: OnceLock<Box<Child>>,
     /// Where the lane keeps it; the lane's alone.
     pub(crate) place: AtomicU32,
 }
@@ -69,6 +74,8 @@ impl Membership {
             key,
             joined: AtomicBool::new(false),
             refused: AtomicBool::new(false),
+            evicted: AtomicBool::new(false),
+            child: OnceLock::new(),
             place: AtomicU32::new(Self::NOWHERE),
         })
     }
@@ -76,6 +83,18 @@ impl Membership {
     /// Whether the fold has taken the join.
     pub(crate) fn is_joined(&self) -> bool {
         self.joined.load(Ordering::Acquire)
+    }
+
+    /// The server ends it alone.
+    pub(crate) fn evict(&self) {
+        self.evicted.store(true, Ordering::Release);
+    }
+
+    /// Whoever keeps something for it is told that it is over. No lock may be held.
+    pub(crate) fn end(&self, cause: EndCause) {
+        if let Some(child) = self.child.get() {
+            child.end(cause);
+        }
     }
 
     /// Whether the fold has refused the join.
@@ -630,6 +649,13 @@ impl Room {
                     Err(refusal) => {
                         if let Some(membership) = membership {
                             membership.refused.store(true, Ordering::Release);
+                            if let Some(Ticket { session, .. }) = &ticket
+                                && membership.child.get().is_some()
+                            {
+                                // Hooks run without the room's lock.
+                                let lifecycle = &session.scope.hub.lifecycle;
+                                lifecycle.spawn(async move { membership.end(EndCause::Refused) });
+                            }
                         }
                         if let Some(ticket) = ticket {
                             ticket.refuse(refusal);
@@ -663,13 +689,17 @@ impl Room {
                 self.count_members(fold.members.len());
                 match membership {
                     Some(membership) => {
-                        let left = ticket.map(|ticket| {
-                            let say = Say::Left {
-                                id: ticket.id,
-                                room: &self.name,
-                            };
-                            (ticket.slot, say.encoded())
-                        });
+                        let say = |id, reason| {
+                            let room = &self.name;
+                            Say::Left { id, room, reason }.encoded()
+                        };
+                        let left = match ticket {
+                            Some(ticket) => Some((Some(ticket.slot), say(ticket.id, None))),
+                            None if membership.evicted.load(Ordering::Acquire) => {
+                                Some((None, say(None, Some(reason))))
+                            }
+                            None => None,
+                        };
                         self.post(LaneCommand::Leave {
                             membership,
                             left,

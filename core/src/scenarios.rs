@@ -1,5 +1,7 @@
 //! Whole sessions without a socket: time is paused, and what a client reads is a pipe that can be stopped.
 
+mod managers;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
@@ -133,7 +135,7 @@ impl Stage {
         config.server.default_room = Some("lobby".into());
         config.server.workers = 2;
         adjust(&mut config);
-        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"]);
+        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"], &["backend"]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).expect("a sound configuration");
         let scope = Self::scope_of(&hub, Everybody);
         Self { hub, scope }
@@ -146,6 +148,7 @@ impl Stage {
             authenticator: Arc::new(authenticator),
             timeout: Duration::from_secs(5),
             revocations: Revocations::default(),
+            manager: None,
         };
         hub.scope(ScopeConfig {
             name: "pipe".into(),
@@ -720,7 +723,7 @@ async fn rooms_and_roles_say_who_may_enter_and_speak() {
     let mut visitor = stage.login("visitor").await;
     let code = async |who: &mut Client, command: Value| {
         let answer = who.ask(command).await;
-        let code = answer["code"].as_str().or(answer["type"].as_str());
+        let code = answer["code"].as_str().or_else(|| answer["type"].as_str());
         code.expect("an answer").to_owned()
     };
     let join = |room: &str| json!({"type": "join", "room": room});
@@ -826,6 +829,7 @@ async fn what_an_authenticator_takes_back_ends_sessions_and_log_ins_under_way() 
             authenticator: Arc::new(Slow(Arc::clone(&go))),
             timeout: Duration::from_secs(5),
             revocations: revocations.clone(),
+            manager: None,
         }],
         timeout: TIMEOUT,
         login_timeout: Duration::from_secs(10),

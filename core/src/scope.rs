@@ -5,6 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 use crate::{
     Revocations, Telemetry, clock,
     hub::Inner,
+    manager::ManagerLink,
     plugin::{AuthRequest, Authenticator, Credentials, Principal, Verdict},
     telemetry::{TransportMetrics, VerdictLabel},
 };
@@ -38,6 +39,8 @@ pub struct ChainLink {
     pub timeout: Duration,
     /// What the authenticator was built with, to take back what it said.
     pub revocations: Revocations,
+    /// Who is told of the sessions that it lets in.
+    pub manager: Option<ManagerLink>,
 }
 
 impl fmt::Debug for ChainLink {
@@ -146,13 +149,6 @@ pub(crate) struct Admitted<'a> {
     pub(crate) link: &'a ChainLink,
     /// Its revocations when it was asked.
     pub(crate) round: u64,
-}
-
-impl Admitted<'_> {
-    /// Whether the authenticator has taken something back since it was asked, perhaps this.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.round != self.link.revocations.round()
-    }
 }
 
 impl ChainLink {

@@ -7,7 +7,10 @@
 pub(crate) mod login;
 
 use std::{
+    borrow::Cow,
     fmt,
+    future::Future,
+    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -20,11 +23,12 @@ use serde_json::value::RawValue;
 
 use crate::{
     CloseReason, End, ErrorCode, Granted, LeaveReason, Refusal,
-    adapter::{Answer, CallbackAdapter, LastWords, Outlet, Slot},
+    adapter::{Answer, Batch, CallbackAdapter, Delivery, LastWords, Outlet, Slot},
     clock::{self, AtomicInstant, Instant},
     config::OnAbuse,
     hub::BanKey,
     limit::{Bucket, address_key},
+    manager::{Child, EndCause, Managed},
     message::{self, Command, Fields, Frame, Kind, Say, compact, field},
     names::{Name, check_room},
     plugin::{Draft, Rejection},
@@ -35,7 +39,6 @@ use crate::{
     scope::{Peer, Scope},
     standing::{Standing, forbidden},
 };
-use login::LogIn;
 
 /// The largest object before log-in.
 const STRANGER_FRAME_BYTES: usize = 8 << 10;
@@ -77,6 +80,7 @@ struct State {
     memberships: Vec<Arc<Membership>>,
     reservation: Option<Reservation>,
     watching: Option<Watching>,
+    managed: Option<Arc<Managed>>,
     muted_until: Option<Instant>,
     failed_logins: u32,
     /// Whether the name is the client's own choice: a ban is then by address.
@@ -99,14 +103,17 @@ pub(crate) enum Done {
     Barrier,
     /// Will be answered through its slot. Who sends on waits while that room is behind.
     Slot(Arc<Room>),
-    /// A log-in: whoever runs the session awaits it.
-    LogIn(LogIn),
+    /// Has to be awaited by whoever runs the session, which takes no other command before.
+    Pending(Pending),
     /// A log-out: these slots are answered, with nothing, once everything so far has reached the client. Then whoever
     /// runs the session ends it.
     LogOut(Vec<Slot>),
     /// The session has ended.
     Ended,
 }
+
+/// A command that waits for somebody's word.
+pub(crate) type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// How a session ends.
 #[derive(Debug, Clone, Copy)]
@@ -164,6 +171,7 @@ impl Session {
                 memberships: Vec::new(),
                 reservation: None,
                 watching: None,
+                managed: None,
                 muted_until: None,
                 failed_logins: 0,
                 is_anonymous: false,
@@ -434,15 +442,18 @@ impl Session {
     }
 
     /// The room that a command names, or the default one.
-    fn room_name<'a>(&'a self, fields: &Fields<'a>) -> Result<std::borrow::Cow<'a, str>, Refusal> {
+    fn room_name<'a>(&'a self, kind: Kind, fields: &Fields<'a>) -> Result<Cow<'a, str>, Refusal> {
         let named: Option<String> = field("room", "a string", fields.room)?;
-        let name: std::borrow::Cow<'a, str> =
-            match (named, &self.scope.hub.config.server.default_room) {
-                (Some(name), _) => name.into(),
-                (None, Some(default)) => default.as_str().into(),
-                (None, None) => return Err(Refusal::bad_request("room must be there.")),
-            };
+        let name: Cow<'a, str> = match (named, &self.scope.hub.config.server.default_room) {
+            (Some(name), _) => name.into(),
+            (None, Some(default)) => default.as_str().into(),
+            (None, None) => return Err(Refusal::bad_request("room must be there.")),
+        };
         check_room(&name)?;
+        let managed = self.state.lock().managed.clone();
+        if managed.is_some_and(|managed| !managed.filter().allows(kind, Some(&name))) {
+            return Err(forbidden("Your session may not do that there now."));
+        }
         Ok(name)
     }
 
@@ -458,7 +469,7 @@ impl Session {
         }
         let since = "an object with epoch and seq";
         field::<Since>("since", since, fields.since)?;
-        let room_name = self.room_name(fields)?;
+        let room_name = self.room_name(Kind::Join, fields)?;
         let hub = &self.scope.hub;
         if let Some(membership) = self.membership(&room_name) {
             let slot = self.outlet.reserve();
@@ -486,9 +497,35 @@ impl Session {
             let message = format!("You are in {most} rooms, which is the most; leave one first.");
             return Err(Refusal::new(ErrorCode::TooMany, message));
         }
-        let pin = hub.rooms.enter(&room_name, &**self)?;
+        let managed = self.state.lock().managed.clone();
+        let timeout = hub.rooms.options(&room_name).config.member_timeout.0;
+        if timeout.is_zero()
+            && managed
+                .as_ref()
+                .is_none_or(|managed| !managed.wants_stays())
+        {
+            return self.enter(id, &room_name, None);
+        }
+        let (session, room_name) = (Arc::clone(self), room_name.into_owned());
+        Ok(Done::Pending(Box::pin(async move {
+            let child = Child::ask(&session, managed, &room_name, timeout).await;
+            child
+                .and_then(|child| session.enter(id, &room_name, child))
+                .unwrap_or_else(|refusal| Done::Replied(session.refused(id, refusal)))
+        })))
+    }
+
+    /// Proposes the join that was found to be in order.
+    fn enter(
+        self: &Arc<Self>,
+        id: Option<u64>,
+        room_name: &str,
+        child: Option<Box<Child>>,
+    ) -> Result<Done, Refusal> {
+        let hub = &self.scope.hub;
+        let pin = hub.rooms.enter(room_name, &**self)?;
         let room = Arc::clone(&pin.room);
-        self.trace("A session joins a room.", &room_name);
+        self.trace("A session joins a room.", room_name);
         let mut state = self.state.lock();
         // Under the lock from here: whoever ends the session meanwhile finds the membership, and leaves after the join.
         if state.phase != Phase::Active {
@@ -496,6 +533,10 @@ impl Session {
         }
         let name = state.name.clone().expect("an active session has a name");
         let membership = Membership::new(Arc::clone(&room), hub.next_key());
+        if let Some(child) = child {
+            let child = membership.child.get_or_init(|| child);
+            child.watch(&membership);
+        }
         state.memberships.push(Arc::clone(&membership));
         let slot = self.outlet.reserve();
         let ticket = Ticket {
@@ -518,7 +559,7 @@ impl Session {
     }
 
     fn leave(self: &Arc<Self>, id: Option<u64>, fields: &Fields<'_>) -> Result<Done, Refusal> {
-        let room_name = self.room_name(fields)?;
+        let room_name = self.room_name(Kind::Leave, fields)?;
         let membership = self.stay(&room_name)?;
         self.trace("A session leaves a room.", &room_name);
         let mut state = self.state.lock();
@@ -540,7 +581,73 @@ impl Session {
         let event = Event::Leave(LeaveReason::Left);
         let proposal = self.proposal(event, name, Some(&membership), Some(ticket), Some(pin));
         self.scope.hub.log.submit(&membership.room, proposal);
+        drop(state);
+        membership.end(EndCause::Stay(LeaveReason::Left));
         Ok(Done::Barrier)
+    }
+
+    /// Ends one stay from the server's side: the client is told by an unasked `left`.
+    pub(crate) fn evict(self: &Arc<Self>, membership: &Arc<Membership>, reason: LeaveReason) {
+        let mut state = self.state.lock();
+        let held = |held: &Arc<Membership>| Arc::ptr_eq(held, membership);
+        let Some(place) = state.memberships.iter().position(held) else {
+            return;
+        };
+        state.memberships.remove(place);
+        let name = state.name.clone().expect("a member has a name");
+        tracing::debug!(transport = %self.scope.name, session = ?state.id, room = %membership.room.name, reason = reason.code(), "A session is put out of a room.");
+        membership.evict();
+        let pin = self.scope.hub.rooms.pin(&membership.room);
+        let event = Event::Leave(reason);
+        let proposal = self.proposal(event, name, Some(membership), None, Some(pin));
+        self.scope.hub.log.submit(&membership.room, proposal);
+        drop(state);
+        membership.end(EndCause::Stay(reason));
+    }
+
+    /// How its manager's hooks know it.
+    pub(crate) fn hook_key(&self) -> Option<Arc<str>> {
+        let managed = self.state.lock().managed.clone();
+        managed.map(|managed| Arc::clone(&managed.facts.key))
+    }
+
+    /// Hands the client an object of its manager's.
+    pub(crate) fn tell(self: &Arc<Self>, frame: Frame) {
+        match self.outlet.deliver(&mut Batch::new(vec![frame]), 0) {
+            Delivery::Full => self.end(CloseReason::SlowConsumer),
+            Delivery::Lost => self.end(CloseReason::Disconnected),
+            Delivery::Taken(_) | Delivery::Closed => (),
+        }
+    }
+
+    /// The client has its `session` object: what its manager had to say meanwhile follows.
+    pub(crate) fn tell_early(self: &Arc<Self>) {
+        let managed = self.state.lock().managed.clone();
+        for frame in managed
+            .map(|managed| managed.take_early())
+            .unwrap_or_default()
+        {
+            self.tell(frame);
+        }
+    }
+
+    /// The idle timeout: its manager's word, or that of its transport.
+    fn timeout(&self) -> Duration {
+        let managed = self.state.lock().managed.clone();
+        managed
+            .and_then(|managed| managed.timeout())
+            .unwrap_or(self.scope.timeout)
+    }
+
+    /// Its deadline has changed: the reaper looks at it now.
+    pub(crate) fn watch_anew(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Active {
+            let watching = self.scope.hub.reaper.watch(self, clock::now());
+            let before = state.watching.replace(watching);
+            drop(state);
+            drop(before);
+        }
     }
 
     fn send(self: &Arc<Self>, id: Option<u64>, fields: &Fields<'_>) -> Result<Done, Refusal> {
@@ -552,7 +659,7 @@ impl Session {
         if fields.key.is_some() {
             return Err(not_yet("key"));
         }
-        let room_name = self.room_name(fields)?;
+        let room_name = self.room_name(Kind::Send, fields)?;
         let membership = self.stay(&room_name)?;
         let room = &membership.room;
         if !self.has_one_of(&room.options.config.send_roles) {
@@ -573,6 +680,11 @@ impl Session {
             data.map(compact).transpose()?,
             limit,
         );
+        let managed = self.state.lock().managed.clone();
+        let child = membership.child.get().and_then(|child| child.context());
+        draft.context = child
+            .or_else(|| managed.as_ref()?.context())
+            .map(Arc::as_ref);
         for validator in &room.options.validators {
             validator
                 .check(&mut draft)
@@ -612,7 +724,7 @@ impl Session {
         if limit == Some(0) {
             return Err(Refusal::bad_request("limit must be a positive integer."));
         }
-        let room_name = self.room_name(fields)?;
+        let room_name = self.room_name(Kind::Users, fields)?;
         let membership = self.stay(&room_name)?;
         let hub = &self.scope.hub;
         let most = hub.config.limits.page_names;
@@ -644,7 +756,7 @@ impl Session {
     }
 
     /// The session's stay in that room.
-    fn membership(&self, room: &str) -> Option<Arc<Membership>> {
+    pub(crate) fn membership(&self, room: &str) -> Option<Arc<Membership>> {
         let mut state = self.state.lock();
         let place = state
             .memberships
@@ -655,6 +767,9 @@ impl Session {
             return None;
         }
         let membership = &state.memberships[place];
+        if let Some(child) = membership.child.get() {
+            child.touch();
+        }
         membership.is_joined().then(|| Arc::clone(membership))
     }
 
@@ -681,7 +796,7 @@ impl Session {
             retry_ms,
         });
         let end = End { reason, retry_ms };
-        let (was_active, id, name, memberships, reservation, watching) = {
+        let (was_active, id, name, memberships, reservation, watching, managed) = {
             let mut state = self.state.lock();
             let was_active = match state.phase {
                 Phase::Ended(_) => return bye,
@@ -692,6 +807,7 @@ impl Session {
             let name = state.name.clone();
             let memberships = std::mem::take(&mut state.memberships);
             let (reservation, watching) = (state.reservation.take(), state.watching.take());
+            let managed = state.managed.take();
             (
                 was_active,
                 state.id,
@@ -699,9 +815,17 @@ impl Session {
                 memberships,
                 reservation,
                 watching,
+                managed,
             )
         };
         drop(watching);
+        // Stays first, the youngest before the oldest, then the session: whoever keeps something for them lets go of it.
+        for membership in memberships.iter().rev() {
+            membership.end(EndCause::Session(reason));
+        }
+        if let Some(managed) = managed {
+            managed.end(EndCause::Session(reason));
+        }
         if let (Some(name), Some(leave)) = (name, reason.leave_reason()) {
             // Children first, in the reverse of the order in which they came.
             for membership in memberships.into_iter().rev() {
@@ -807,21 +931,22 @@ impl Expire for Session {
                 }
                 let sooner =
                     |next: Instant| Some(expires.map_or(next, |expires| expires.min(next)));
-                if scope.timeout.is_zero() {
+                let timeout = self.timeout();
+                if timeout.is_zero() {
                     return expires;
                 }
                 let last = self.active.load(scope.hub.origin);
-                if now >= last + scope.timeout {
+                if now >= last + timeout {
                     scope.metrics.reaped.increment(1);
                     self.end(CloseReason::SessionExpired);
                     return None;
                 }
-                let half = last + scope.timeout / 2;
+                let half = last + timeout / 2;
                 if now < half {
                     return sooner(half);
                 }
                 self.outlet.ping();
-                sooner(last + scope.timeout)
+                sooner(last + timeout)
             }
         }
     }

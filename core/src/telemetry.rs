@@ -8,7 +8,7 @@
     reason = "the one place where metrics are named"
 )]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
@@ -22,6 +22,7 @@ use crate::{CloseReason, ErrorCode};
 pub struct Telemetry {
     transports: BTreeMap<Box<str>, Arc<TransportMetrics>>,
     authenticators: BTreeMap<Box<str>, AuthenticatorMetrics>,
+    managers: BTreeMap<Box<str>, ManagerMetrics>,
     errors: [Counter; ErrorCode::ALL.len()],
     pub(crate) reservations: Gauge,
     pub(crate) rooms: Gauge,
@@ -58,6 +59,57 @@ pub struct TransportMetrics {
 struct AuthenticatorMetrics {
     verdicts: [Counter; VerdictLabel::ALL.len()],
     seconds: Histogram,
+}
+
+#[derive(Debug)]
+struct ManagerMetrics {
+    outcomes: [[Counter; HookOutcome::ALL.len()]; Hook::ALL.len()],
+    seconds: [Histogram; Hook::ALL.len()],
+}
+
+/// A hook of a session manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    Create,
+    Joined,
+    Left,
+    Ended,
+}
+
+impl Hook {
+    const ALL: [Self; 4] = [Self::Create, Self::Joined, Self::Left, Self::Ended];
+
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Joined => "joined",
+            Self::Left => "left",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// What became of calling a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HookOutcome {
+    Ok,
+    Refused,
+    Unavailable,
+    /// It panicked.
+    Failed,
+}
+
+impl HookOutcome {
+    const ALL: [Self; 4] = [Self::Ok, Self::Refused, Self::Unavailable, Self::Failed];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What became of asking one authenticator.
@@ -159,12 +211,14 @@ impl RefusedReason {
 }
 
 impl Telemetry {
-    /// Registers every series with `recorder`; `transports` and `authenticators` are the configured names.
+    /// Registers every series with `recorder`; `transports`, `authenticators` and `managers` (of sessions) are the
+    /// configured names.
     #[must_use]
     pub fn new(
         recorder: &dyn metrics::Recorder,
         transports: &[&str],
         authenticators: &[&str],
+        managers: &[&str],
     ) -> Arc<Self> {
         metrics::with_local_recorder(recorder, || {
             describe();
@@ -176,6 +230,10 @@ impl Telemetry {
                 authenticators: authenticators
                     .iter()
                     .map(|&name| (name.into(), AuthenticatorMetrics::new(name)))
+                    .collect(),
+                managers: managers
+                    .iter()
+                    .map(|&name| (name.into(), ManagerMetrics::new(name)))
                     .collect(),
                 errors: ErrorCode::ALL
                     .map(|code| counter!("chinwag_errors_total", "code" => code.code())),
@@ -211,6 +269,15 @@ impl Telemetry {
         if let Some(handles) = self.authenticators.get(authenticator) {
             handles.verdicts[verdict as usize].increment(1);
             handles.seconds.record(seconds);
+        }
+    }
+}
+
+impl Telemetry {
+    pub(crate) fn hook(&self, manager: &str, hook: Hook, outcome: HookOutcome, took: Duration) {
+        if let Some(handles) = self.managers.get(manager) {
+            handles.outcomes[hook as usize][outcome as usize].increment(1);
+            handles.seconds[hook as usize].record(took.as_secs_f64());
         }
     }
 }
@@ -268,7 +335,32 @@ impl AuthenticatorMetrics {
     }
 }
 
+impl ManagerMetrics {
+    fn new(manager: &str) -> Self {
+        let name = || manager.to_owned();
+        Self {
+            outcomes: Hook::ALL.map(|hook| {
+                HookOutcome::ALL.map(|outcome| {
+                    counter!("chinwag_session_manager_calls_total", "session_manager" => name(), "hook" => hook.label(), "outcome" => outcome.label())
+                })
+            }),
+            seconds: Hook::ALL.map(|hook| {
+                histogram!("chinwag_session_manager_seconds", "session_manager" => name(), "hook" => hook.label())
+            }),
+        }
+    }
+}
+
 fn describe() {
+    describe_counter!(
+        "chinwag_session_manager_calls_total",
+        "Calls of session managers' hooks."
+    );
+    describe_histogram!(
+        "chinwag_session_manager_seconds",
+        Unit::Seconds,
+        "Time that a session manager's hook took."
+    );
     describe_counter!("chinwag_connections_total", "Connections accepted.");
     describe_gauge!("chinwag_connections", "Connections open.");
     describe_counter!(

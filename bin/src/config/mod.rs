@@ -368,6 +368,7 @@ impl Draft {
                         authenticator: made,
                         timeout,
                         revocations,
+                        manager: None,
                     };
                     built.insert(authenticator.name.clone(), link);
                 }

@@ -1,17 +1,18 @@
 //! The way in: what a `login` presents, whom it is put to, and how a session begins.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use super::{Done, Phase, Session, not_yet};
+use super::{Done, Pending, Phase, Session, not_yet};
 use crate::{
     CloseReason, ErrorCode, Refusal,
-    adapter::Answer,
-    clock,
+    clock::{self, Instant},
     config::DuplicateLogin,
     hub::BanKey,
     limit::address_key,
+    manager::{AuthFacts, EndCause, Managed},
     message::{Command, Fields, Frame, Say, ToldLimits, field},
-    plugin::{Credentials, Principal, PrincipalName, Verdict},
+    names::Name,
+    plugin::{Credentials, PrincipalName, Verdict},
     registry::{Identity, SessionId, Taken},
     scope::Admitted,
     standing::Standing,
@@ -19,9 +20,6 @@ use crate::{
 
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
-/// A log-in under way.
-pub(crate) type LogIn = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
 /// What a client is told after its log-in.
 #[derive(Debug, Clone)]
 pub(crate) struct Welcome {
@@ -58,7 +56,7 @@ impl Session {
                 return Err(refusal);
             }
         };
-        Ok(Done::LogIn(login))
+        Ok(Done::Pending(login))
     }
 
     /// A log-in with those credentials, ready to be awaited.
@@ -66,14 +64,14 @@ impl Session {
         self: &Arc<Self>,
         id: Option<u64>,
         credentials: Credentials,
-    ) -> LogIn {
+    ) -> Pending {
         let session = Arc::clone(self);
         Box::pin(async move {
             match session.try_login(credentials).await {
-                Ok(welcome) => Frame::encode(&welcome.say(id, true)).into(),
+                Ok(welcome) => Done::Replied(Frame::encode(&welcome.say(id, true)).into()),
                 Err(refusal) => {
                     session.count_failed_login(refusal.code);
-                    session.refused(id, refusal)
+                    Done::Replied(session.refused(id, refusal))
                 }
             }
         })
@@ -189,7 +187,7 @@ impl Session {
         attempt.is_failure = matches!(judged, Err(Verdict::Deny { .. }));
         drop(attempt);
         let verdict = match judged {
-            Ok(admitted) => return self.admit(admitted),
+            Ok(admitted) => return self.admit(admitted).await,
             Err(verdict) => verdict,
         };
         match verdict {
@@ -210,10 +208,10 @@ impl Session {
         }
     }
 
-    /// Takes the principal's name, ends who had it before where the policy says so, and begins the session.
-    fn admit(self: &Arc<Self>, mut admitted: Admitted<'_>) -> Result<Welcome, Refusal> {
+    /// Lets a principal in: its manager is asked, where it has one, and then the session begins.
+    async fn admit(self: &Arc<Self>, admitted: Admitted<'_>) -> Result<Welcome, Refusal> {
         let hub = &self.scope.hub;
-        let principal = &mut admitted.principal;
+        let principal = &admitted.principal;
         let name = hub.config.names.canonical(&principal.name)?;
         let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
         if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
@@ -226,7 +224,6 @@ impl Session {
             authenticator: Arc::clone(&admitted.link.name),
             user: Arc::clone(&name.order),
         });
-        let policy = hub.config.sessions.duplicate_login;
         let expires = match principal.expires_at {
             None => None,
             Some(at) => {
@@ -239,12 +236,58 @@ impl Session {
                 clock::now().checked_add(left)
             }
         };
-        let principal = std::mem::replace(principal, Principal::vouched(""));
-        let standing = Standing::of(principal, expires, &hub.config.limits);
+        let managed = match &admitted.link.manager {
+            None => None,
+            Some(link) => {
+                let existing = hub.registry.holder(&name.key, identity.as_ref());
+                let facts = AuthFacts {
+                    key: no_randomness(SessionId::random())?.encode().into(),
+                    user: Arc::clone(&name.shown),
+                    roles: principal.roles.clone(),
+                    authenticator: Arc::clone(&admitted.link.name),
+                    transport: Arc::clone(&self.scope.name),
+                    address: self.peer.address,
+                    existing: existing.and_then(|session| session.hook_key()),
+                };
+                let managed = Managed::new(link, self, facts);
+                managed.create().await?;
+                Some(managed)
+            }
+        };
+        let (round, revocations) = (admitted.round, admitted.link.revocations.clone());
+        let is_stale = move || round != revocations.round();
+        let standing = Standing::of(admitted.principal, expires, &hub.config.limits);
+        let newcomer = Newcomer {
+            name,
+            identity,
+            standing,
+            expires,
+            managed: managed.clone(),
+        };
+        let welcome = self.begin(newcomer, is_stale);
+        if let (Err(_), Some(managed)) = (&welcome, managed) {
+            managed.end(EndCause::Refused);
+        }
+        welcome
+    }
+
+    /// Takes the name, ends who had it before where the policy says so, and begins the session.
+    fn begin(
+        self: &Arc<Self>,
+        newcomer: Newcomer,
+        is_stale: impl FnOnce() -> bool,
+    ) -> Result<Welcome, Refusal> {
+        let hub = &self.scope.hub;
+        let Newcomer {
+            name,
+            identity,
+            standing,
+            expires,
+            managed,
+        } = newcomer;
+        let policy = hub.config.sessions.duplicate_login;
         let in_use = || Refusal::new(ErrorCode::NameInUse, "Somebody has that name now.");
-        let id = SessionId::random().ok_or_else(|| {
-            Refusal::new(ErrorCode::Internal, "The server has no randomness to give.")
-        })?;
+        let id = no_randomness(SessionId::random())?;
         loop {
             let mut state = self.state.lock();
             if state.phase != Phase::Fresh {
@@ -284,7 +327,8 @@ impl Session {
                     state.id = Some(id);
                     state.name = Some(name.clone());
                     state.reservation = Some(reservation);
-                    state.is_anonymous = is_anonymous;
+                    state.is_anonymous = identity.is_none();
+                    state.managed = managed;
                     if let Some(standing) = standing {
                         // Once only: the session was fresh.
                         let _ = self.standing.set(standing);
@@ -303,13 +347,13 @@ impl Session {
                     .retry(hub.retry_after_drain()),
             );
         }
-        if admitted.is_stale() {
+        if is_stale() {
             self.end(CloseReason::Unavailable);
             let message = "What lets you in has just changed; log in again after retry_ms.";
             return Err(Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1)));
         }
         self.touch();
-        let timeout = self.scope.timeout;
+        let timeout = self.timeout();
         let idle = (!timeout.is_zero()).then(|| clock::now() + timeout / 2);
         let first = [idle, expires].into_iter().flatten().min();
         let watching = first.map(|first| hub.reaper.watch(self, first));
@@ -336,6 +380,20 @@ impl Session {
             },
         })
     }
+}
+
+/// Who is about to begin a session.
+struct Newcomer {
+    name: Name,
+    /// `None`: anonymous.
+    identity: Option<Identity>,
+    standing: Option<Box<Standing>>,
+    expires: Option<Instant>,
+    managed: Option<Arc<Managed>>,
+}
+
+fn no_randomness(id: Option<SessionId>) -> Result<SessionId, Refusal> {
+    id.ok_or_else(|| Refusal::new(ErrorCode::Internal, "The server has no randomness to give."))
 }
 
 /// A log-in that is being judged.

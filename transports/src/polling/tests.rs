@@ -215,7 +215,7 @@ impl Server {
         let mut config = HubConfig::default();
         config.server.workers = 1;
         configure(&mut config);
-        let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &["doorman"]);
+        let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &["doorman"], &[]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).unwrap();
         let transport = bind(&hub, polling, listener, &Listeners::new())
             .await
@@ -274,6 +274,7 @@ async fn bind(
         name: "poll".to_owned(),
         auth: vec![ChainLink {
             revocations: chinwag_core::Revocations::default(),
+            manager: None,
             name: "doorman".into(),
             authenticator: Arc::new(Doorman),
             timeout: Duration::from_secs(5),
@@ -845,7 +846,7 @@ async fn a_drain_tells_every_client_that_polls() {
 
 #[tokio::test]
 async fn two_tables_on_one_bind_can_not_have_the_same_paths() {
-    let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &[]);
+    let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &[], &[]);
     let hub = Hub::start(HubConfig::default(), telemetry, Lifecycle::new()).unwrap();
     let listeners = Listeners::new();
     let (polling, listener) = (json!({}), json!({}));

@@ -1,0 +1,727 @@
+//! The seam for session managers: what acquires and gives back the back-end resources of a session, and may watch and
+//! steer it while it lives.
+//!
+//! What is guaranteed: for each session that [`create`](SessionManager::create) said yes to, [`ended`] comes once, and
+//! before it [`left`] once for each stay in a room that [`joined`](SessionManager::joined) said yes to, the youngest
+//! first; also when the server stops or a task of the session's panics. A hook that fails is counted and stops no other.
+//!
+//! [`ended`]: SessionManager::ended
+//! [`left`]: SessionManager::left
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt,
+    future::Future,
+    net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CloseReason, ErrorCode, LeaveReason, Lifecycle, Refusal, RoomPattern, Telemetry,
+    clock::{self, AtomicInstant, Instant, Origin},
+    message::{Frame, Kind, Say},
+    plugin::BuildError,
+    reaper::{Expire, Watching},
+    room::Membership,
+    session::Session,
+    telemetry::{Hook, HookOutcome},
+};
+
+/// Tasks that one session, with all its stays, may have under way.
+const MAX_TASKS: usize = 32;
+/// Objects that a manager may send to a session that has not begun yet.
+const MAX_EARLY: usize = 16;
+/// When a client may come again after a manager overran its time.
+const RETRY_AFTER_OVERRUN: Duration = Duration::from_secs(5);
+
+/// A kind of session manager, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
+#[async_trait]
+pub trait SessionManagerConfig: DeserializeOwned + Send + 'static {
+    /// The table's `kind`.
+    const KIND: &'static str;
+
+    /// Makes the manager ready. What it needs may be out of reach for now: that is for [`SessionManager::is_ready`].
+    ///
+    /// # Errors
+    /// One sentence for the operator, with the key at fault and a way out. Nothing starts then.
+    async fn build(self, cx: SessionManagerContext) -> Result<Arc<dyn SessionManager>, BuildError>;
+}
+
+/// What a session manager is told about the server that it is built for.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SessionManagerContext {
+    /// The name of its table.
+    pub name: String,
+    /// The folder that relative paths start from: that of the configuration file.
+    pub base: PathBuf,
+    /// The table's `timeout`: a `create` or `joined` that takes longer is given up.
+    pub timeout: Duration,
+    /// For tasks of its own.
+    pub lifecycle: Lifecycle,
+}
+
+impl SessionManagerContext {
+    /// A context for the table `name` with a timeout of five seconds; change its fields as needed.
+    #[must_use]
+    pub fn new(name: impl Into<String>, base: impl Into<PathBuf>, lifecycle: Lifecycle) -> Self {
+        Self {
+            name: name.into(),
+            base: base.into(),
+            timeout: Duration::from_secs(5),
+            lifecycle,
+        }
+    }
+}
+
+/// Told of every session that its authenticators let in; see the module's guarantees.
+#[async_trait]
+pub trait SessionManager: Send + Sync + 'static {
+    /// Credentials were right: may the session begin? What is returned is the session's context, which validators and
+    /// later hooks see. `control` may be kept and used for as long as the session lives, and already here.
+    ///
+    /// Dropped at an await when the client hangs up or the time is over: nothing is then told of the session again, so
+    /// what was acquired so far must be given back by that drop.
+    ///
+    /// # Errors
+    /// The client is told [`Refused`]'s reason, or to come again.
+    async fn create(&self, facts: &AuthFacts, control: &SessionControl)
+    -> Result<Context, Refused>;
+
+    /// Whether [`joined`](Self::joined) and [`left`](Self::left) are wanted; asked once for each session. No by
+    /// default: joins then wait for nobody.
+    fn wants_stays(&self) -> bool {
+        false
+    }
+
+    /// A session of its is about to enter a room: may it? What is returned is the context of the stay; look-ups in it
+    /// go on in that of the session. Dropped as [`create`](Self::create) is.
+    ///
+    /// # Errors
+    /// The client is told; the session goes on.
+    async fn joined(&self, _stay: &Stay) -> Result<Context, Refused> {
+        Ok(Context::default())
+    }
+
+    /// A stay that was let in is over. Must not block.
+    fn left(&self, _stay: &Stay, _cause: EndCause) {}
+
+    /// A session that was let begin is over. Must not block.
+    fn ended(&self, facts: &AuthFacts, context: &Context, cause: EndCause);
+
+    /// Whether it could do its work now. Shown in `/readyz`'s answer and a metric; log-ins are tried all the same.
+    fn is_ready(&self) -> bool {
+        true
+    }
+}
+
+/// Who begins a session and how, for session managers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AuthFacts {
+    /// Names the session in every call about it. It opens nothing, unlike the session's id.
+    pub key: Arc<str>,
+    /// The canonical name.
+    pub user: Arc<str>,
+    /// What the authenticator says that the user may do.
+    pub roles: Vec<String>,
+    /// The table of the authenticator that let the user in.
+    pub authenticator: Arc<str>,
+    /// The table of the transport.
+    pub transport: Arc<str>,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The [`key`](Self::key) of a session that the same user still has, if that has a manager too. What becomes of it
+    /// is for `duplicate_login` to say.
+    pub existing: Option<Arc<str>>,
+}
+
+/// Why a manager lets a session, or a stay, not begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// It may not; the client reads the reason.
+    Reason(String),
+    /// Whoever has to say so can't be asked now.
+    Unavailable {
+        /// When to come again.
+        retry: Duration,
+    },
+}
+
+/// Why a session, or a stay in a room, is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndCause {
+    /// The session ended so.
+    Session(CloseReason),
+    /// The stay alone ended so.
+    Stay(LeaveReason),
+    /// It was let begin and then could not, say because the name is in use.
+    Refused,
+}
+
+impl EndCause {
+    /// One word: the end code, the reason of the leave, or `refused`.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Session(reason) => reason.code(),
+            Self::Stay(reason) => reason.code(),
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What managers attach to sessions and stays: at most one value of each type. A stay's goes on in its session's.
+#[derive(Clone, Default)]
+pub struct Context {
+    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    parent: Option<Arc<Context>>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("values", &self.values.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The same with `value`, in place of another of its type.
+    #[must_use]
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.values.insert(TypeId::of::<T>(), Arc::new(value));
+        self
+    }
+
+    /// The value of that type, of the stay or else of its session.
+    #[must_use]
+    pub fn value<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        let own = self.values.get(&TypeId::of::<T>());
+        own.and_then(|value| value.downcast_ref())
+            .or_else(|| self.parent.as_ref()?.value())
+    }
+
+    fn below(mut self, parent: &Arc<Self>) -> Self {
+        self.parent = Some(Arc::clone(parent));
+        self
+    }
+}
+
+/// What a managed session may do. The default lets everything through.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Filter {
+    /// The only rooms its commands may name. `None`: all.
+    pub rooms: Option<Vec<RoomPattern>>,
+    /// The only commands of `join`, `send`, `signal`, `users` and `history` that it may use; to leave, log out and
+    /// ping it is always allowed. `None`: all.
+    pub commands: Option<Vec<String>>,
+}
+
+impl Filter {
+    /// A command is let through.
+    pub(crate) fn allows(&self, kind: Kind, room: Option<&str>) -> bool {
+        if matches!(kind, Kind::Login | Kind::Leave | Kind::Ping | Kind::Logout) {
+            return true;
+        }
+        let is_named =
+            |names: &Vec<String>| names.iter().any(|name| Kind::named(name) == Some(kind));
+        let commands = self.commands.as_ref().is_none_or(is_named);
+        let is_matched = |patterns: &Vec<RoomPattern>| {
+            room.is_none_or(|room| patterns.iter().any(|pattern| pattern.matches(room)))
+        };
+        commands && self.rooms.as_ref().is_none_or(is_matched)
+    }
+}
+
+/// A manager's hold on a session. Once the session is over, it does nothing.
+#[derive(Clone)]
+pub struct SessionControl {
+    session: Weak<Session>,
+    managed: Weak<Managed>,
+}
+
+/// The session is over, or has as many tasks or unsent objects as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The session is over.
+    #[error("the session is over")]
+    Over,
+    /// It has 32 tasks, or 16 objects wait for it to begin.
+    #[error("the session has as many tasks or early objects as it may")]
+    Full,
+    /// The object would be over `server_frame_bytes`.
+    #[error("the object is larger than clients expect")]
+    TooLarge,
+    /// The session is in no such room.
+    #[error("the session is not in that room")]
+    NotJoined,
+}
+
+impl fmt::Debug for SessionControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionControl").finish_non_exhaustive()
+    }
+}
+
+impl SessionControl {
+    fn live(&self) -> Result<(Arc<Session>, Arc<Managed>), ControlError> {
+        let session = self
+            .session
+            .upgrade()
+            .filter(|session| session.ended().is_none());
+        let managed = self.managed.upgrade().filter(|managed| !managed.is_over());
+        session.zip(managed).ok_or(ControlError::Over)
+    }
+
+    /// What the session may do from its next command on.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn set_filter(&self, filter: Filter) -> Result<(), ControlError> {
+        let (_, managed) = self.live()?;
+        *managed.filter.lock() = Arc::new(filter);
+        Ok(())
+    }
+
+    /// Silence after which the session expires, in place of the transport's; zero: never. A client is told its timeout
+    /// when the session begins, so a shorter one later may surprise it.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn set_timeout(&self, timeout: Duration) -> Result<(), ControlError> {
+        let (session, managed) = self.live()?;
+        *managed.timeout.lock() = Some(timeout);
+        session.watch_anew();
+        Ok(())
+    }
+
+    /// Sends the client a `system` object with this `data`. One sent before the session has begun follows its `session`
+    /// object.
+    ///
+    /// # Errors
+    /// The session is over, or `data` too large.
+    pub fn send(&self, data: &RawValue) -> Result<(), ControlError> {
+        let (session, managed) = self.live()?;
+        let say = Say::System {
+            at: session.scope.hub.wall.unix_millis(),
+            data,
+        };
+        let frame = Frame::encode(&say);
+        if frame.len() > session.scope.hub.config.limits.server_frame_bytes.0 {
+            return Err(ControlError::TooLarge);
+        }
+        let mut early = managed.early.lock();
+        match &mut *early {
+            Some(waiting) if waiting.len() >= MAX_EARLY => Err(ControlError::Full),
+            Some(waiting) => {
+                waiting.push(frame);
+                Ok(())
+            }
+            None => {
+                drop(early);
+                session.tell(frame);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs `task` until it ends or the session does.
+    ///
+    /// # Errors
+    /// The session is over or has 32 tasks.
+    pub fn spawn(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ControlError> {
+        let (session, managed) = self.live()?;
+        managed
+            .tasks
+            .spawn(&session.scope.hub.lifecycle, &managed.stop, task)
+    }
+
+    /// Ends the session's stay in a room: the client gets an unasked `left`, the others a `leave`, both `kicked`.
+    ///
+    /// # Errors
+    /// The session is over, or in no such room.
+    pub fn kick(&self, room: &str) -> Result<(), ControlError> {
+        let (session, _) = self.live()?;
+        let membership = session.membership(room).ok_or(ControlError::NotJoined)?;
+        session.evict(&membership, LeaveReason::Kicked);
+        Ok(())
+    }
+
+    /// Ends the session with `kicked`.
+    pub fn end(&self) {
+        if let Ok((session, _)) = self.live() {
+            session.end(CloseReason::Kicked);
+        }
+    }
+}
+
+/// A session's stay in one room: a session below the session.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Stay {
+    /// The facts of its session.
+    pub facts: Arc<AuthFacts>,
+    /// The room.
+    pub room: Arc<str>,
+    /// What [`SessionManager::joined`] returned; before that, what its session has.
+    pub context: Arc<Context>,
+    control: SessionControl,
+    stop: CancellationToken,
+}
+
+impl fmt::Debug for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stay")
+            .field("facts", &self.facts)
+            .field("room", &self.room)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Stay {
+    /// The hold on its session.
+    #[must_use]
+    pub fn control(&self) -> &SessionControl {
+        &self.control
+    }
+
+    /// Runs `task` until it ends or the stay does.
+    ///
+    /// # Errors
+    /// The session is over or has 32 tasks.
+    pub fn spawn(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ControlError> {
+        let (session, managed) = self.control.live()?;
+        managed
+            .tasks
+            .spawn(&session.scope.hub.lifecycle, &self.stop, task)
+    }
+
+    /// Ends the stay as [`SessionControl::kick`] does.
+    ///
+    /// # Errors
+    /// It is over.
+    pub fn end(&self) -> Result<(), ControlError> {
+        self.control.kick(&self.room)
+    }
+}
+
+/// The session manager of an authenticator.
+#[derive(Clone)]
+pub struct ManagerLink {
+    /// The name of its table.
+    pub name: Arc<str>,
+    /// The manager.
+    pub manager: Arc<dyn SessionManager>,
+    /// How long `create` and `joined` may take; above, the client is told `unavailable`.
+    pub timeout: Duration,
+}
+
+impl fmt::Debug for ManagerLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManagerLink")
+            .field("name", &self.name)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A count of tasks under way.
+#[derive(Default)]
+struct Tasks(Arc<AtomicUsize>);
+
+impl Tasks {
+    fn spawn(
+        &self,
+        lifecycle: &Lifecycle,
+        stop: &CancellationToken,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ControlError> {
+        struct Done(Arc<AtomicUsize>);
+        impl Drop for Done {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        if self.0.fetch_add(1, Ordering::AcqRel) >= MAX_TASKS {
+            self.0.fetch_sub(1, Ordering::AcqRel);
+            return Err(ControlError::Full);
+        }
+        let (done, stop) = (Done(Arc::clone(&self.0)), stop.clone());
+        lifecycle.spawn(async move {
+            let _done = done;
+            stop.run_until_cancelled(task).await;
+        });
+        Ok(())
+    }
+}
+
+/// What is kept of a session that has a manager.
+pub(crate) struct Managed {
+    link: ManagerLink,
+    telemetry: Arc<Telemetry>,
+    pub(crate) facts: Arc<AuthFacts>,
+    /// Set when `create` has said yes: `ended` is owed from then on.
+    context: OnceLock<Arc<Context>>,
+    wants_stays: bool,
+    filter: Mutex<Arc<Filter>>,
+    timeout: Mutex<Option<Duration>>,
+    /// Objects for a client that has not read its `session` yet; `None` from then on.
+    early: Mutex<Option<Vec<Frame>>>,
+    tasks: Tasks,
+    stop: CancellationToken,
+    over: AtomicBool,
+    control: SessionControl,
+}
+
+impl fmt::Debug for Managed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Managed")
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Managed {
+    pub(crate) fn new(link: &ManagerLink, session: &Arc<Session>, facts: AuthFacts) -> Arc<Self> {
+        Arc::new_cyclic(|managed| Self {
+            wants_stays: link.manager.wants_stays(),
+            link: link.clone(),
+            telemetry: Arc::clone(&session.scope.hub.telemetry),
+            facts: Arc::new(facts),
+            context: OnceLock::new(),
+            filter: Mutex::default(),
+            timeout: Mutex::new(None),
+            early: Mutex::new(Some(Vec::new())),
+            tasks: Tasks::default(),
+            stop: CancellationToken::new(),
+            over: AtomicBool::new(false),
+            control: SessionControl {
+                session: Arc::downgrade(session),
+                managed: Weak::clone(managed),
+            },
+        })
+    }
+
+    /// Asks whether the session may begin.
+    pub(crate) async fn create(&self) -> Result<(), Refusal> {
+        let asked = self.link.manager.create(&self.facts, &self.control);
+        let context = self.ask(Hook::Create, asked).await?;
+        let _ = self.context.set(Arc::new(context));
+        Ok(())
+    }
+
+    async fn ask(
+        &self,
+        hook: Hook,
+        asked: impl Future<Output = Result<Context, Refused>>,
+    ) -> Result<Context, Refusal> {
+        let began = clock::now();
+        let answer = tokio::time::timeout(self.link.timeout, asked).await;
+        let answer = answer.unwrap_or_else(|_| {
+            tracing::warn!(session_manager = %self.link.name, timeout = ?self.link.timeout, "A session manager overran its time.");
+            Err(Refused::Unavailable {
+                retry: RETRY_AFTER_OVERRUN,
+            })
+        });
+        let outcome = match &answer {
+            Ok(_) => HookOutcome::Ok,
+            Err(Refused::Reason(_)) => HookOutcome::Refused,
+            Err(Refused::Unavailable { .. }) => HookOutcome::Unavailable,
+        };
+        self.telemetry
+            .hook(&self.link.name, hook, outcome, began.elapsed());
+        answer.map_err(|refused| match refused {
+            Refused::Reason(reason) => Refusal::new(ErrorCode::SessionRefused, reason),
+            Refused::Unavailable { retry } => {
+                let message = "What has to allow it can't be asked now; try again after retry_ms.";
+                Refusal::new(ErrorCode::Unavailable, message).retry(retry)
+            }
+        })
+    }
+
+    /// Calls a hook that only listens. A panic of its is counted and stops here.
+    fn notify(&self, hook: Hook, call: impl FnOnce()) {
+        let began = clock::now();
+        let outcome = if catch_unwind(AssertUnwindSafe(call)).is_ok() {
+            HookOutcome::Ok
+        } else {
+            tracing::error!(session_manager = %self.link.name, hook = hook.label(), "A session manager panicked.");
+            HookOutcome::Failed
+        };
+        self.telemetry
+            .hook(&self.link.name, hook, outcome, began.elapsed());
+    }
+
+    pub(crate) fn filter(&self) -> Arc<Filter> {
+        Arc::clone(&self.filter.lock())
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        *self.timeout.lock()
+    }
+
+    /// What was sent before the client could read it; from now on it goes at once.
+    pub(crate) fn take_early(&self) -> Vec<Frame> {
+        self.early.lock().take().unwrap_or_default()
+    }
+
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        self.context.get()
+    }
+
+    pub(crate) fn wants_stays(&self) -> bool {
+        self.wants_stays
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// The session is over: its tasks stop and, once, the manager is told.
+    pub(crate) fn end(&self, cause: EndCause) {
+        if self.over.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.stop.cancel();
+        if let Some(context) = self.context.get() {
+            self.notify(Hook::Ended, || {
+                self.link.manager.ended(&self.facts, context, cause);
+            });
+        }
+    }
+}
+
+impl Drop for Managed {
+    /// Whoever lost the session without ending it, by a panic, still owes the manager its notice.
+    fn drop(&mut self) {
+        self.end(EndCause::Session(CloseReason::Disconnected));
+    }
+}
+
+/// What is kept of a stay that has a manager, or a time of its own.
+pub(crate) struct Child {
+    session: Weak<Session>,
+    /// Told of its end.
+    managed: Option<(Arc<Managed>, Stay)>,
+    /// Zero: none.
+    timeout: Duration,
+    active: AtomicInstant,
+    origin: Origin,
+    watching: Mutex<Option<Watching>>,
+    over: AtomicBool,
+}
+
+impl Child {
+    /// Asks the session's manager about a stay in `room`, which has `timeout` of silence. `None`: nobody wants to know
+    /// of it, and nothing ends it alone.
+    pub(crate) async fn ask(
+        session: &Arc<Session>,
+        managed: Option<Arc<Managed>>,
+        room: &str,
+        timeout: Duration,
+    ) -> Result<Option<Box<Self>>, Refusal> {
+        let managed = managed.filter(|managed| managed.wants_stays());
+        let managed = match managed {
+            None if timeout.is_zero() => return Ok(None),
+            None => None,
+            Some(managed) => {
+                let parent = managed.context().map(Arc::clone).unwrap_or_default();
+                let mut stay = Stay {
+                    facts: Arc::clone(&managed.facts),
+                    room: room.into(),
+                    context: Arc::clone(&parent),
+                    control: managed.control.clone(),
+                    stop: managed.stop.child_token(),
+                };
+                let asked = managed.link.manager.joined(&stay);
+                let context = managed.ask(Hook::Joined, asked).await?;
+                stay.context = Arc::new(context.below(&parent));
+                Some((managed, stay))
+            }
+        };
+        let origin = session.scope.hub.origin;
+        Ok(Some(Box::new(Self {
+            session: Arc::downgrade(session),
+            managed,
+            timeout,
+            active: AtomicInstant::new(origin, clock::now()),
+            origin,
+            watching: Mutex::new(None),
+            over: AtomicBool::new(false),
+        })))
+    }
+
+    /// Has the stay end when nothing is heard of it for too long.
+    pub(crate) fn watch(&self, membership: &Arc<Membership>) {
+        if self.timeout.is_zero() {
+            return;
+        }
+        if let Some(session) = self.session.upgrade() {
+            let at = clock::now() + self.timeout;
+            *self.watching.lock() = Some(session.scope.hub.stays.watch(membership, at));
+        }
+    }
+
+    /// A command named the room.
+    pub(crate) fn touch(&self) {
+        self.active.store(self.origin, clock::now());
+    }
+
+    pub(crate) fn context(&self) -> Option<&Arc<Context>> {
+        self.managed.as_ref().map(|(_, stay)| &stay.context)
+    }
+
+    /// The stay is over: its tasks stop and, once, the manager is told. No lock is held by the caller.
+    pub(crate) fn end(&self, cause: EndCause) {
+        if self.over.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        drop(self.watching.lock().take());
+        if let Some((managed, stay)) = &self.managed {
+            stay.stop.cancel();
+            managed.notify(Hook::Left, || managed.link.manager.left(stay, cause));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.end(EndCause::Refused);
+    }
+}
+
+impl Expire for Membership {
+    fn expire(self: Arc<Self>, now: Instant) -> Option<Instant> {
+        let child = self.child.get()?;
+        let due = child.active.load(child.origin) + child.timeout;
+        if now < due {
+            return Some(due);
+        }
+        if let Some(session) = child.session.upgrade() {
+            session.evict(&self, LeaveReason::Expired);
+        }
+        None
+    }
+}

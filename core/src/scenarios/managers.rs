@@ -1,0 +1,527 @@
+//! Session managers and stays: what they are told, and what they may do.
+
+use std::sync::OnceLock;
+
+use serde_json::value::to_raw_value;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::plugin::{
+    AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, Refused, Rejection,
+    SessionControl, SessionManager, Stay, Validator,
+};
+
+/// What a manager of the tests was told, in order, and how it answers.
+#[derive(Default)]
+struct Backend {
+    told: Mutex<Vec<String>>,
+    control: OnceLock<SessionControl>,
+    /// The last stay.
+    stay: Mutex<Option<Stay>>,
+    /// "slow" waits for it.
+    go: Notify,
+    ignores_stays: bool,
+}
+
+/// A value in a session's context, and in a stay's.
+struct Team(String);
+struct Seat(String);
+
+impl Backend {
+    fn note(&self, what: String) {
+        self.told.lock().push(what);
+    }
+
+    /// What was told since the last look.
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut self.told.lock())
+    }
+
+    fn control(&self) -> &SessionControl {
+        self.control.get().expect("a session was created")
+    }
+}
+
+#[async_trait]
+impl SessionManager for Arc<Backend> {
+    async fn create(
+        &self,
+        facts: &AuthFacts,
+        control: &SessionControl,
+    ) -> Result<Context, Refused> {
+        let existing = if facts.existing.is_some() {
+            " again"
+        } else {
+            ""
+        };
+        self.note(format!("create {}{existing}", facts.user));
+        match &*facts.user {
+            "suspended" => return Err(Refused::Reason("Your account is suspended.".into())),
+            "unlucky" => {
+                let retry = Duration::from_secs(7);
+                return Err(Refused::Unavailable { retry });
+            }
+            "slow" => self.go.notified().await,
+            "early" => {
+                for n in 0..16 {
+                    let data = to_raw_value(&json!({ "n": n })).expect("plain data");
+                    control.send(&data).expect("room for it");
+                }
+                let data = to_raw_value(&json!(null)).expect("plain data");
+                assert_eq!(control.send(&data), Err(ControlError::Full));
+            }
+            _ => (),
+        }
+        let _ = self.control.set(control.clone());
+        Ok(Context::default().with(Team(format!("team of {}", facts.user))))
+    }
+
+    fn wants_stays(&self) -> bool {
+        !self.ignores_stays
+    }
+
+    async fn joined(&self, stay: &Stay) -> Result<Context, Refused> {
+        self.note(format!("joined {} {}", stay.facts.user, stay.room));
+        assert!(
+            stay.context.value::<Team>().is_some(),
+            "that of the session"
+        );
+        if &*stay.room == "closed" {
+            return Err(Refused::Reason("That table is full.".into()));
+        }
+        *self.stay.lock() = Some(stay.clone());
+        Ok(Context::default().with(Seat(format!("seat in {}", stay.room))))
+    }
+
+    fn left(&self, stay: &Stay, cause: EndCause) {
+        let seat = stay.context.value::<Seat>().expect("it was let in");
+        self.note(format!("left {} ({})", seat.0, cause.code()));
+        assert!(&*stay.room != "boom", "boom");
+    }
+
+    fn ended(&self, facts: &AuthFacts, context: &Context, cause: EndCause) {
+        let team = context.value::<Team>().expect("it was let begin");
+        self.note(format!("ended {} ({})", team.0, cause.code()));
+        assert!(&*facts.user != "bomb", "bomb");
+    }
+}
+
+/// Refuses what the sender's context does not allow.
+struct Seated;
+
+impl Validator for Seated {
+    fn check(&self, draft: &mut Draft<'_>) -> Result<(), Rejection> {
+        let context = draft.context.expect("the session has a manager");
+        let team = &context.value::<Team>().expect("of the session").0;
+        let seat = context.value::<Seat>().map(|seat| seat.0.as_str());
+        draft.text = Some(format!("{team}, {}", seat.unwrap_or("no seat")));
+        Ok(())
+    }
+}
+
+/// A stage whose log-ins `backend` is told of.
+fn managed(backend: &Arc<Backend>, adjust: impl FnOnce(&mut HubConfig)) -> Stage {
+    let stage = Stage::new(adjust);
+    let link = ChainLink {
+        name: "all".into(),
+        authenticator: Arc::new(Everybody),
+        timeout: Duration::from_secs(5),
+        revocations: Revocations::default(),
+        manager: Some(ManagerLink {
+            name: "backend".into(),
+            manager: Arc::new(Arc::clone(backend)),
+            timeout: Duration::from_secs(3),
+        }),
+    };
+    let scope = stage.hub.scope(ScopeConfig {
+        name: "pipe".into(),
+        auth: vec![link],
+        timeout: TIMEOUT,
+        login_timeout: Duration::from_secs(10),
+        write_timeout: Duration::from_secs(10),
+    });
+    Stage {
+        hub: stage.hub,
+        scope,
+    }
+}
+
+fn join(room: &str) -> Value {
+    json!({"type": "join", "room": room})
+}
+
+fn send(room: &str) -> Value {
+    json!({"type": "send", "room": room, "text": "hi"})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_lets_sessions_begin_or_says_why_not() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut client = stage.connect();
+    let login = |user: &str| json!({"type": "login", "user": user});
+    let refused = client.ask(login("suspended")).await;
+    assert_eq!(
+        (&refused["code"], &refused["message"]),
+        (
+            &json!("session_refused"),
+            &json!("Your account is suspended.")
+        )
+    );
+    let refused = client.ask(login("unlucky")).await;
+    assert_eq!(
+        (&refused["code"], &refused["retry_ms"]),
+        (&json!("unavailable"), &json!(7000))
+    );
+    client.say(&login("slow"));
+    sleep(Duration::from_millis(2900)).await;
+    assert!(client.heard().is_empty());
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(
+        client.heard()[0]["code"],
+        "unavailable",
+        "it overran its time"
+    );
+    assert_eq!(client.ask(login("ann")).await["type"], "session");
+    client.ask(json!({"type": "logout"})).await;
+    assert_eq!(
+        backend.told(),
+        [
+            "create suspended",
+            "create unlucky",
+            "create slow",
+            "create ann",
+            "ended team of ann (logout)"
+        ],
+        "only what began is told to end"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_hangs_up_while_a_manager_thinks_never_began() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let open = stage
+        .hub
+        .open(&stage.scope, Stage::peer(), br#"{"user":"slow"}"#, None);
+    let hung_up = tokio::time::timeout(Duration::from_secs(1), open).await;
+    assert!(hung_up.is_err());
+    backend.go.notify_one();
+    settle().await;
+    assert_eq!(backend.told(), ["create slow"]);
+    assert_eq!(stage.hub.sessions(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_begin_after_all_is_told_so() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let _ann = stage.login("ann").await;
+    let mut other = stage.connect();
+    let refused = other.ask(json!({"type": "login", "user": "Ann"})).await;
+    assert_eq!(refused["code"], "name_in_use");
+    assert_eq!(
+        backend.told(),
+        ["create ann", "create Ann", "ended team of Ann (refused)"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_hears_of_the_session_that_its_user_still_has() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let login = json!({"type": "login", "user": "ann", "password": "right"});
+    let mut first = stage.connect();
+    first.ask(login.clone()).await;
+    let mut second = stage.connect();
+    assert_eq!(second.ask(login).await["type"], "session");
+    assert_eq!(
+        backend.told(),
+        [
+            "create ann",
+            "create ann again",
+            "ended team of ann (replaced)"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn stays_end_before_their_session_and_each_once() {
+    for end in ["logout", "disconnected", "shutting_down", "kicked"] {
+        let backend = Arc::new(Backend::default());
+        let stage = managed(&backend, |_| ());
+        let mut ann = stage.login("ann").await;
+        for room in ["a", "b", "c", "boom"] {
+            ann.ask(join(room)).await;
+        }
+        let refused = ann.ask(join("closed")).await;
+        assert_eq!(
+            (&refused["code"], &refused["message"]),
+            (&json!("session_refused"), &json!("That table is full."))
+        );
+        ann.ask(json!({"type": "leave", "room": "b"})).await;
+        let again = ann.ask(join("a")).await;
+        assert_eq!(again["type"], "init", "one is in it already");
+        match end {
+            "logout" => drop(ann.ask(json!({"type": "logout"})).await),
+            "disconnected" => drop(ann),
+            "kicked" => backend.control().end(),
+            _ => stage.hub.drain(Duration::from_secs(1)).await,
+        }
+        settle().await;
+        assert_eq!(
+            backend.told(),
+            [
+                "create ann",
+                "joined ann a",
+                "joined ann b",
+                "joined ann c",
+                "joined ann boom",
+                "joined ann closed",
+                "left seat in b (left)",
+                // This one panics, which stops nobody.
+                &format!("left seat in boom ({end})"),
+                &format!("left seat in c ({end})"),
+                &format!("left seat in a ({end})"),
+                &format!("ended team of ann ({end})"),
+            ]
+        );
+        drop(stage);
+        settle().await;
+        assert!(backend.told().is_empty(), "each once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stay_that_the_room_refuses_is_told_to_end() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |config| config.room.members = 1);
+    let mut ann = stage.login("ann").await;
+    let mut bob = stage.login("bob").await;
+    ann.ask(join("a")).await;
+    backend.told();
+    assert_eq!(bob.ask(join("a")).await["code"], "too_many");
+    settle().await;
+    assert_eq!(backend.told(), ["joined bob a", "left seat in a (refused)"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_acts_on_the_next_command() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut ann = stage.login("ann").await;
+    for room in ["red:1", "blue:1"] {
+        assert_eq!(ann.ask(join(room)).await["type"], "init");
+    }
+    let mut filter = Filter {
+        rooms: Some(vec!["red:*".parse().expect("a sound pattern")]),
+        ..Filter::default()
+    };
+    backend.control().set_filter(filter.clone()).expect("live");
+    for (command, answer) in [
+        (send("red:1"), "sent"),
+        (send("blue:1"), "forbidden"),
+        (join("blue:2"), "forbidden"),
+        (join("red:2"), "init"),
+        (json!({"type": "users", "room": "blue:1"}), "forbidden"),
+        (json!({"type": "leave", "room": "blue:1"}), "left"),
+        (json!({"type": "ping"}), "pong"),
+    ] {
+        let said = ann.ask(command.clone()).await;
+        let code = said["code"].as_str().or_else(|| said["type"].as_str());
+        assert_eq!(code, Some(answer), "{command}");
+    }
+    filter.commands = Some(vec!["users".into()]);
+    backend.control().set_filter(filter).expect("live");
+    for (command, answer) in [
+        (send("red:1"), "forbidden"),
+        (json!({"type": "users", "room": "red:1"}), "users"),
+    ] {
+        let said = ann.ask(command.clone()).await;
+        let code = said["code"].as_str().or_else(|| said["type"].as_str());
+        assert_eq!(code, Some(answer), "{command}");
+    }
+    backend
+        .control()
+        .set_filter(Filter::default())
+        .expect("live");
+    assert_eq!(ann.ask(send("red:1")).await["type"], "sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_sets_the_timeout() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let ann = stage.login("ann").await;
+    let began = clock::now();
+    sleep(Duration::from_secs(1)).await;
+    let short = Duration::from_secs(4);
+    backend.control().set_timeout(short).expect("live");
+    assert_eq!(ann.ended().await, CloseReason::SessionExpired);
+    let lived = began.elapsed();
+    assert!(
+        lived >= short && lived < short + Duration::from_secs(1),
+        "{lived:?}"
+    );
+    assert_eq!(
+        backend.control().set_timeout(short),
+        Err(ControlError::Over),
+        "a session that is over can't be steered"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_manager_says_early_follows_the_session_object() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut client = stage.connect();
+    client.say(&json!({"type": "login", "user": "early"}));
+    settle().await;
+    let said = client.heard();
+    assert_eq!((said.len(), &said[0]["type"]), (17, &json!("session")));
+    for (n, object) in said[1..].iter().enumerate() {
+        assert_eq!(
+            (&object["type"], &object["data"]["n"]),
+            (&json!("system"), &json!(n))
+        );
+    }
+    let data = to_raw_value(&json!({"late": true})).expect("plain data");
+    backend.control().send(&data).expect("live");
+    settle().await;
+    assert_eq!(client.heard()[0]["data"], json!({"late": true}));
+    let huge = to_raw_value(&"x".repeat(1 << 20)).expect("plain data");
+    assert_eq!(backend.control().send(&huge), Err(ControlError::TooLarge));
+
+    let opened = stage
+        .hub
+        .open(&stage.scope, Stage::peer(), br#"{"user":"EARLY2"}"#, None)
+        .await;
+    assert!(opened.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_puts_a_session_out_of_a_room() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut ann = stage.login("ann").await;
+    let mut bob = stage.login("bob").await;
+    ann.ask(join("a")).await;
+    bob.ask(join("a")).await;
+    ann.ask(json!({"type": "ping"})).await;
+    bob.ask(json!({"type": "ping"})).await;
+    assert_eq!(backend.control().kick("b"), Err(ControlError::NotJoined));
+    backend.control().kick("a").expect("ann is there");
+    settle().await;
+    let left = ann.heard();
+    assert_eq!(
+        left,
+        [json!({"type": "left", "room": "a", "reason": "kicked"})]
+    );
+    let leave = bob.heard();
+    assert_eq!(
+        (leave.len(), &leave[0]["type"], &leave[0]["reason"]),
+        (1, &json!("leave"), &json!("kicked"))
+    );
+    assert_eq!(ann.ask(send("a")).await["code"], "not_joined");
+    assert_eq!(ann.ask(join("a")).await["type"], "init");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_end_with_what_they_belong_to_and_are_bounded() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut ann = stage.login("ann").await;
+    ann.ask(join("a")).await;
+    let running = Arc::new(AtomicUsize::new(0));
+    let task = || {
+        struct Running(Arc<AtomicUsize>);
+        impl Drop for Running {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        running.fetch_add(1, Ordering::SeqCst);
+        let running = Running(Arc::clone(&running));
+        async move {
+            let _running = running;
+            std::future::pending::<()>().await;
+        }
+    };
+    let stay = backend.stay.lock().clone().expect("ann is in a room");
+    for _ in 0..16 {
+        stay.spawn(task()).expect("room for it");
+        stay.control().spawn(task()).expect("room for it");
+    }
+    assert_eq!(stay.spawn(task()), Err(ControlError::Full));
+    assert_eq!(running.load(Ordering::SeqCst), 32);
+    ann.ask(json!({"type": "leave", "room": "a"})).await;
+    settle().await;
+    assert_eq!(running.load(Ordering::SeqCst), 16, "those of the stay");
+    stay.control().spawn(task()).expect("room again");
+    ann.ask(json!({"type": "logout"})).await;
+    settle().await;
+    assert_eq!(running.load(Ordering::SeqCst), 0);
+    assert_eq!(stay.control().spawn(task()), Err(ControlError::Over));
+}
+
+#[tokio::test(start_paused = true)]
+async fn validators_see_what_managers_attached() {
+    for ignores_stays in [false, true] {
+        let backend = Arc::new(Backend {
+            ignores_stays,
+            ..Backend::default()
+        });
+        let stage = managed(&backend, |config| {
+            config.validators.insert("seated".into(), Arc::new(Seated));
+            config.room.validators = vec!["seated".into()];
+        });
+        let mut ann = stage.member("ann").await;
+        ann.ask(json!({"type": "ping"})).await;
+        ann.say(&json!({"type": "send", "text": "hi"}));
+        settle().await;
+        let expected = if ignores_stays {
+            "team of ann, no seat"
+        } else {
+            "team of ann, seat in lobby"
+        };
+        assert_eq!(texts(&ann.heard()), [expected]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_silent_in_a_room_leaves_it_alone() {
+    let stage = Stage::new(|config| config.room.member_timeout = Span::secs(10));
+    let mut ann = stage.member("ann").await;
+    let mut bob = stage.member("bob").await;
+    ann.ask(join("b")).await;
+    ann.ask(json!({"type": "ping"})).await;
+    let began = clock::now();
+    loop {
+        sleep(Duration::from_secs(2)).await;
+        ann.say(&json!({"type": "ping"}));
+        bob.say(&json!({"type": "send", "text": "I am here"}));
+        ann.say(&json!({"type": "users", "room": "b"}));
+        let left = ann
+            .heard()
+            .into_iter()
+            .find(|object| object["type"] == "left");
+        if let Some(left) = left {
+            assert_eq!(
+                left,
+                json!({"type": "left", "room": "lobby", "reason": "expired"})
+            );
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "never put out");
+    }
+    let lived = began.elapsed();
+    assert!(lived >= Duration::from_secs(8), "{lived:?}");
+    let leave = bob
+        .heard()
+        .into_iter()
+        .find(|object| object["type"] == "leave")
+        .expect("the others are told");
+    assert_eq!(leave["reason"], "expired");
+    assert_eq!(ann.ask(send("b")).await["type"], "sent", "the other stay");
+    assert_eq!(bob.ask(json!({"type": "ping"})).await["type"], "pong");
+}
