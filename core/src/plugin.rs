@@ -3,7 +3,12 @@
 //! A plugin is a configuration type that knows how to build itself: `kind` in its table picks the type, the rest of
 //! the table is the type. Transports have the same pair of traits in `chinwag-transports`, since they touch sockets.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use secrecy::SecretString;
@@ -123,6 +128,8 @@ pub struct AuthRequest {
     /// The headers of the HTTP request that the log-in came with, each name once and in lower case. Those that carry
     /// credentials, such as `authorization` and `cookie`, are left out; other transports have none.
     pub headers: Vec<(String, String)>,
+    /// The connection's TLS, where it has one of its own.
+    pub tls: Option<Arc<TlsFacts>>,
 }
 
 impl AuthRequest {
@@ -134,8 +141,73 @@ impl AuthRequest {
             transport,
             address,
             headers: Vec::new(),
+            tls: None,
         }
     }
+}
+
+/// How a connection is encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TlsFacts {
+    /// `"TLS1.2"` or `"TLS1.3"`.
+    pub version: &'static str,
+    /// The cipher suite by its IANA name, such as `TLS13_AES_256_GCM_SHA384`.
+    pub cipher: String,
+    /// The name that the client asked for, in lower case.
+    pub server_name: Option<String>,
+    /// The server's end of the connection.
+    pub local: SocketAddr,
+    /// The other end: the client, or a proxy in front of it.
+    pub remote: SocketAddr,
+    /// What the client proved to hold; already found to be signed by a configured CA, in date and not revoked.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+impl TlsFacts {
+    /// The facts of a connection without a client certificate or a server name; change its fields as needed.
+    #[must_use]
+    pub fn new(
+        version: &'static str,
+        cipher: impl Into<String>,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Self {
+        Self {
+            version,
+            cipher: cipher.into(),
+            server_name: None,
+            local,
+            remote,
+            certificate: None,
+        }
+    }
+}
+
+/// A client's certificate, taken apart. Names are as the certificate has them, in its order, repeats included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Certificate {
+    /// The client's certificate and what it sent to lead to a CA, each as DER.
+    pub chain: Vec<Vec<u8>>,
+    /// SHA-256 of the certificate, as 64 lower-case hexadecimal digits.
+    pub fingerprint: String,
+    /// The serial number as lower-case hexadecimal digits without leading zeroes.
+    pub serial: String,
+    /// The issuer's name as DER.
+    pub issuer: Vec<u8>,
+    /// The subject as RFC 4514 writes it, for people.
+    pub subject: String,
+    /// `CN` of the subject.
+    pub common_names: Vec<String>,
+    /// E-mail addresses of the subject's alternative names.
+    pub emails: Vec<String>,
+    /// DNS names of them.
+    pub dns_names: Vec<String>,
+    /// URIs of them.
+    pub uris: Vec<String>,
+    /// When it ends to be good, in milliseconds since the Unix epoch.
+    pub expires_at: u64,
 }
 
 /// What a peer presents. At most one of `password` and `token` is there.
