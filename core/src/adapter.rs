@@ -49,11 +49,21 @@ pub trait TryWrite: Send + Sync + 'static {
     /// As [`TryWrite::try_write`].
     fn try_write_vectored(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Ready when a write may take something again.
+    /// Ready when a write may take something again, and what the writer itself holds back is gone.
     ///
     /// # Errors
     /// The connection is lost.
     fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether it may hold back what it has taken, as encryption does. Asked once.
+    fn may_hold_back(&self) -> bool {
+        false
+    }
+
+    /// Whether it holds something back now, which [`poll_write_ready`](Self::poll_write_ready) has to get out.
+    fn holds_back(&self) -> bool {
+        false
+    }
 }
 
 /// What a lane hands to a member: some events of one room, laid out once for each way of framing in use.
@@ -254,6 +264,7 @@ pub(crate) struct PushOutlet {
     /// The connection's task, which alone awaits writability and alone runs commands.
     pub(crate) waker: AtomicWaker,
     queued: metrics::Gauge,
+    may_hold_back: bool,
     out: Mutex<Out>,
 }
 
@@ -272,7 +283,7 @@ struct Out {
     /// Slots not answered yet.
     unanswered: usize,
     state: State,
-    /// When the socket last took something while it was full; `None` while nothing is queued.
+    /// When the socket last took something while it was full; `None` while nothing is queued or held back.
     blocked: Option<Instant>,
     /// There is something that only the connection's task can do.
     wake: bool,
@@ -339,6 +350,7 @@ impl PushOutlet {
     ) -> Self {
         let queued = metrics.queued.clone();
         Self {
+            may_hold_back: socket.may_hold_back(),
             socket,
             framing,
             limit,
@@ -427,7 +439,10 @@ impl PushOutlet {
             return self.park(out, bytes.clone());
         }
         match self.socket.try_write(bytes) {
-            Ok(written) if written == bytes.len() => Delivery::Taken(written),
+            Ok(written) if written == bytes.len() => {
+                self.note_held_back(out);
+                Delivery::Taken(written)
+            }
             Ok(written) => {
                 out.torn = true;
                 match self.park(out, bytes.slice(written..)) {
@@ -443,6 +458,14 @@ impl PushOutlet {
                 out.wake = true;
                 Delivery::Lost
             }
+        }
+    }
+
+    /// What the socket took and holds back is for the task to get out.
+    fn note_held_back(&self, out: &mut Out) {
+        if self.may_hold_back && out.blocked.is_none() && self.socket.holds_back() {
+            out.blocked = Some(clock::now());
+            out.wake = true;
         }
     }
 
@@ -477,7 +500,9 @@ impl PushOutlet {
         loop {
             match out.state {
                 State::Dead => return Progress::Lost,
-                State::Closing if out.queue.is_empty() => return Progress::Finished,
+                State::Closing if out.queue.is_empty() && out.blocked.is_none() => {
+                    return Progress::Finished;
+                }
                 State::Open | State::Closing => (),
             }
             let Some(since) = out.blocked else {
@@ -491,6 +516,10 @@ impl PushOutlet {
                     continue;
                 }
             }
+            if out.queue.is_empty() {
+                out.blocked = None;
+                continue;
+            }
             let mut slices = [io::IoSlice::new(&[]); MAX_SLICES];
             let mut count = 0;
             for (slice, piece) in slices.iter_mut().zip(&out.queue) {
@@ -502,6 +531,9 @@ impl PushOutlet {
                     let before = out.cost;
                     out.advance(written);
                     report(&self.queued, before, out.cost);
+                    self.note_held_back(&mut out);
+                    // It is this task that gets it out.
+                    out.wake = false;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
                 Err(_) => out.state = State::Dead,
@@ -530,6 +562,7 @@ impl PushOutlet {
             }
             if out.state == State::Open {
                 out.state = State::Closing;
+                self.note_held_back(&mut out);
             }
         }
         out.slots = VecDeque::new();

@@ -94,6 +94,66 @@ impl TryWrite for Pipe {
     }
 }
 
+/// A writer that takes a record and holds back what its pipe does not, as encryption does.
+struct Records {
+    pipe: Arc<Pipe>,
+    held: Mutex<Vec<u8>>,
+}
+
+impl Records {
+    const LENGTH: usize = 100;
+
+    /// Whether nothing is held back any more.
+    fn flush(&self) -> bool {
+        let mut held = self.held.lock();
+        while !held.is_empty() {
+            match self.pipe.try_write(&held) {
+                Ok(count) => drop(held.drain(..count)),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+impl TryWrite for Records {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.flush() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let mut taken = 0;
+        for record in bytes.chunks(Self::LENGTH) {
+            self.held.lock().extend_from_slice(record);
+            taken += record.len();
+            if !self.flush() {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.try_write(&slices[0])
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            std::task::ready!(self.pipe.poll_write_ready(cx))?;
+            if self.flush() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn may_hold_back(&self) -> bool {
+        true
+    }
+
+    fn holds_back(&self) -> bool {
+        !self.held.lock().is_empty()
+    }
+}
+
 /// Lets everybody in: `user` alone is anonymous, with the password "right" it is a member.
 struct Everybody;
 
@@ -172,13 +232,14 @@ impl Stage {
 
     fn connect_framed(&self, framing: Framing) -> Client {
         let pipe = Arc::new(Pipe::default());
-        let session = self.hub.connect(
-            &self.scope,
-            Self::peer(),
-            Arc::clone(&pipe) as _,
-            framing,
-            clock::now(),
-        );
+        self.connect_to(Arc::clone(&pipe), pipe, framing)
+    }
+
+    /// A client that reads `pipe`, into which `writer` writes.
+    fn connect_to(&self, pipe: Arc<Pipe>, writer: Arc<impl TryWrite>, framing: Framing) -> Client {
+        let session = self
+            .hub
+            .connect(&self.scope, Self::peer(), writer, framing, clock::now());
         let (frames, inbox) = mpsc::channel(4096);
         let polls = Arc::new(AtomicUsize::new(0));
         let ended = Arc::new(Mutex::new(None));
@@ -867,6 +928,61 @@ async fn what_an_authenticator_takes_back_ends_sessions_and_log_ins_under_way() 
     for member in [&mut bob, &mut guest] {
         assert_eq!(member.ask(json!({"type": "ping"})).await["type"], "pong");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_writer_holds_back_goes_out_without_another_write() {
+    let stage = Stage::new(|config| config.limits.sends = Rate::Unlimited);
+    let pipe = Arc::new(Pipe::default());
+    let writer = Records {
+        pipe: Arc::clone(&pipe),
+        held: Mutex::default(),
+    };
+    let mut reader = stage.connect_to(pipe, Arc::new(writer), Framing::Lines);
+    reader.ask(json!({"type": "login", "user": "reader"})).await;
+    reader.ask(json!({"type": "join"})).await;
+    let mut publisher = stage.member("publisher").await;
+    settle().await;
+    reader.heard();
+    for round in 0..3 {
+        reader.pipe.stop();
+        // One message stays back alone, more are parked behind it.
+        for n in 0..=round {
+            publisher
+                .ask(json!({"type": "send", "text": n.to_string()}))
+                .await;
+        }
+        settle().await;
+        assert!(reader.heard().is_empty(), "the pipe is full");
+        reader.pipe.go_on();
+        settle().await;
+        let expected: Vec<String> = (0..=round).map(|n| n.to_string()).collect();
+        assert_eq!(texts(&reader.heard()), expected);
+    }
+    reader.pipe.stop();
+    reader.say(&json!({"type": "logout"}));
+    settle().await;
+    assert!(
+        reader.ended.lock().is_none(),
+        "its last words are held back"
+    );
+    reader.pipe.go_on();
+    assert_eq!(reader.ended().await, CloseReason::Logout);
+    assert_eq!(reader.heard().pop().expect("a bye")["type"], "bye");
+
+    let pipe = Arc::new(Pipe::default());
+    let writer = Records {
+        pipe: Arc::clone(&pipe),
+        held: Mutex::default(),
+    };
+    let mut stalled = stage.connect_to(pipe, Arc::new(writer), Framing::Lines);
+    stalled
+        .ask(json!({"type": "login", "user": "stalled"}))
+        .await;
+    stalled.ask(json!({"type": "join"})).await;
+    stalled.pipe.stop();
+    publisher.ask(json!({"type": "send", "text": "last"})).await;
+    assert_eq!(stalled.ended().await, CloseReason::SlowConsumer);
 }
 
 #[tokio::test(start_paused = true)]
