@@ -7,7 +7,7 @@
 //!   the largest hash in the file takes, and gives it back after two seconds without work.
 //! - The file is read again when it changes; a faulty one changes nothing.
 //!
-//! Sessions that are already there outlive a change of the file: nobody is logged out here.
+//! Users whose line is gone or has another hash or other roles are logged out, with `auth_expired`.
 //!
 //! # Upper and lower case of user names
 //!
@@ -28,22 +28,24 @@ mod file;
 mod hash;
 mod memory;
 mod pool;
-mod watch;
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use chinwag_core::plugin::{
-    AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Credentials,
-    Principal, Verdict,
+use chinwag_core::{
+    Revocations,
+    plugin::{
+        AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError,
+        Credentials, Principal, Verdict,
+    },
 };
 use parking_lot::RwLock;
 use secrecy::ExposeSecret;
@@ -56,12 +58,12 @@ use self::{
     hash::Hash,
     memory::Memory,
     pool::{Pool, Undone},
-    watch::Watch,
 };
 pub use self::{
     file::{BadLine, BadUser, Fault, FileError, Outcome, SetError, set},
     hash::{BadHash, HashFailed},
 };
+use crate::watch::{Watch, follow};
 
 /// The most bytes a password may have. A longer one is wrong, and costs no hash.
 const PASSWORD_BYTES: usize = 1024;
@@ -72,9 +74,6 @@ const MAX_QUEUE: usize = 10_000;
 const KEEP: Duration = Duration::from_secs(2);
 /// When to try again after the pool was full or a hash failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often the file is looked at. A change has to last from one look to the next, so it is taken
-/// within twice that.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The table of an authenticator that checks passwords against a file.
 ///
@@ -141,10 +140,10 @@ impl Password {
         let path = cx.base.join(self.file);
         let order = RandomState::new();
         let (watch, users) = {
-            let order = order.clone();
+            let (path, order) = (path.clone(), order.clone());
             spawn_blocking(move || {
-                let watch = Watch::new(path);
-                let users = Users::read(watch.path(), &order);
+                let watch = Watch::new(vec![path.clone()]);
+                let users = Users::read(&path, &order);
                 (watch, users)
             })
             .await
@@ -166,18 +165,19 @@ impl Password {
         let users = RwLock::new(Arc::new(users));
         let built = Arc::new(PasswordAuthenticator {
             name: cx.name.clone(),
+            path,
             users,
             order,
             pool,
+            revocations: cx.revocations.clone(),
         });
-
-        let (weak, lifecycle) = (Arc::downgrade(&built), cx.lifecycle.clone());
-        cx.lifecycle.spawn(async move {
-            tokio::select! {
-                () = lifecycle.draining() => {}
-                () = keep_up(weak, watch) => {}
-            }
-        });
+        follow(
+            &cx.lifecycle,
+            &built,
+            watch,
+            PasswordAuthenticator::read,
+            PasswordAuthenticator::take,
+        );
         Ok(built)
     }
 
@@ -217,37 +217,14 @@ fn unreadable(error: &FileError) -> BuildError {
     BuildError::key("file", format!("{error}; {way_out}"))
 }
 
-/// Reads the file again whenever it has changed, for as long as there is somebody to tell.
-async fn keep_up(authenticator: Weak<PasswordAuthenticator>, mut watch: Watch) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let Some(order) = authenticator.upgrade().map(|it| it.order.clone()) else {
-            return;
-        };
-        let looked = spawn_blocking(move || {
-            let read = watch.look(|path| Users::read(path, &order));
-            (watch, read)
-        });
-        // Looking does not panic, so it was cancelled, and the whole program ends.
-        let Ok((same_watch, read)) = looked.await else {
-            return;
-        };
-        watch = same_watch;
-        let Some(authenticator) = authenticator.upgrade() else {
-            return;
-        };
-        if let Some(read) = read {
-            authenticator.take(read);
-        }
-    }
-}
-
 struct PasswordAuthenticator {
     name: String,
+    path: PathBuf,
     users: RwLock<Arc<Users>>,
     /// A secret that picks which known user an unknown one is treated like.
     order: RandomState,
     pool: Pool<Result<bool, HashFailed>, Memory>,
+    revocations: Revocations,
 }
 
 #[async_trait]
@@ -299,12 +276,27 @@ impl Authenticator for PasswordAuthenticator {
 }
 
 impl PasswordAuthenticator {
+    fn read(&self) -> Result<Users, FileError> {
+        Users::read(&self.path, &self.order)
+    }
+
     fn take(&self, read: Result<Users, FileError>) {
         match read {
             Ok(users) => {
+                let users = Arc::new(users);
+                let before = std::mem::replace(&mut *self.users.write(), Arc::clone(&users));
                 let count = users.by_name.len();
-                info!(authenticator = %self.name, users = count, "Password file read anew.");
-                *self.users.write() = Arc::new(users);
+                let logged_out = self.revocations.revoke(|granted| {
+                    let line = |users: &Users| users.by_name.get(granted.user).cloned();
+                    match (line(&before), line(&users)) {
+                        (Some(before), Some(now)) => !now.is_as(&before),
+                        (_, now) => now.is_none(),
+                    }
+                });
+                info!(
+                    authenticator = %self.name, users = count, logged_out,
+                    "Password file read anew."
+                );
             }
             Err(error) => {
                 warn!(
@@ -389,6 +381,7 @@ mod tests {
         pool::tests::{at_once, poll_once},
         *,
     };
+    use crate::watch::LOOK_EVERY;
 
     /// A folder with a file `users` in it.
     fn folder(text: &str) -> TempDir {
@@ -758,23 +751,6 @@ mod tests {
             log_in(&staff, "alice", "a").await,
             Verdict::Abstain
         ));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn watching_ends_with_the_drain_and_with_the_authenticator() {
-        let folder = folder("");
-        let lifecycle = Lifecycle::new();
-        let staff = try_start("file = \"users\"", &folder, &lifecycle)
-            .await
-            .unwrap();
-        assert_eq!(lifecycle.shut_down(Duration::from_secs(1)).await, 0);
-        drop(staff);
-
-        let watch = Watch::new(folder.path().join("users"));
-        let staff = start("file = \"users\"", &folder).await;
-        let weak = Arc::downgrade(&staff);
-        drop(staff);
-        keep_up(weak, watch).await;
     }
 
     #[tokio::test]

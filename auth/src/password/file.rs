@@ -34,6 +34,15 @@ pub(super) struct User {
     pub(super) name: String,
     pub(super) hash: Arc<Hash>,
     pub(super) roles: Vec<String>,
+    /// The hash as the file spells it.
+    written: Box<str>,
+}
+
+impl User {
+    /// Whether nothing that a log-in rests on differs.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        self.written == other.written && self.roles == other.roles
+    }
 }
 
 /// What is wrong with a password file.
@@ -251,6 +260,7 @@ fn parse_line(line: &[u8]) -> Result<Option<User>, Fault> {
         return Err(Fault::Form);
     };
     check_user(name)?;
+    let written = hash.into();
     let hash = Arc::new(Hash::parse(hash)?);
     let roles = match roles {
         None | Some("") => Vec::new(),
@@ -269,6 +279,7 @@ fn parse_line(line: &[u8]) -> Result<Option<User>, Fault> {
         name: name.to_owned(),
         hash,
         roles,
+        written,
     }))
 }
 

@@ -1,0 +1,758 @@
+//! Asks one of several HTTP endpoints, whichever is well.
+//!
+//! - At most so many calls are in flight and so many wait for their turn; what comes beyond that is
+//!   turned away at once.
+//! - A call has a limit, reaching an endpoint a shorter one, and all tries together that of the
+//!   authenticator. A call that fails goes on to the next endpoint while there is time.
+//! - Only a complete, well-formed answer with status 200 counts. Redirects are not followed and
+//!   proxies of the environment not used: the request carries credentials, and goes where the
+//!   configuration says.
+
+use std::{
+    error::Error,
+    fmt, fs,
+    future::Future,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chinwag_core::{
+    Lifecycle,
+    clock::{self, Instant},
+    plugin::BuildError,
+};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    client::legacy::{
+        Client as Pool,
+        connect::{Connected, Connection, HttpConnector},
+    },
+    rt::{TokioIo, TokioTimer},
+};
+use parking_lot::RwLock;
+use rustls::pki_types::ServerName;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{timeout, timeout_at},
+};
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+use tracing::{debug, info, warn};
+
+use super::{
+    RETRY,
+    health::{Fault, Health, Trial, Turn},
+    one_line, spread,
+    tls::TlsFiles,
+};
+use crate::watch::{Watch, follow};
+
+/// The most endpoints.
+const ENDPOINTS: usize = 16;
+/// The most calls in flight, and the most that wait.
+pub(crate) const MAX_CALLS: usize = 10_000;
+/// How long a connection without a call is kept, and how many are.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEPT_ALIVE: usize = 16;
+/// The largest head of an answer.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// Whom to ask and how.
+pub(crate) struct Settings {
+    /// The name of the authenticator's table, for logs.
+    pub(crate) name: String,
+    /// From [`endpoints`].
+    pub(crate) endpoints: Vec<Uri>,
+    pub(crate) tls: TlsFiles,
+    pub(crate) bearer: Option<Bearer>,
+    pub(crate) reach: Reach,
+    /// For reaching an endpoint, TLS included.
+    pub(crate) connect_timeout: Duration,
+    /// For one try, reaching the endpoint included.
+    pub(crate) call_timeout: Duration,
+    /// For all tries, waiting for a turn included.
+    pub(crate) timeout: Duration,
+    /// The most calls in flight.
+    pub(crate) calls: usize,
+    /// The most that wait for one to end.
+    pub(crate) queue: usize,
+    /// The largest answer.
+    pub(crate) answer_bytes: usize,
+}
+
+/// What endpoints know this server by.
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "http"),
+    expect(
+        dead_code,
+        reason = "a key set is public: no other kind has to say who asks"
+    )
+)]
+pub(crate) enum Bearer {
+    Token(SecretString),
+    File(PathBuf),
+}
+
+/// One question, the same for every endpoint.
+pub(crate) struct Question {
+    pub(crate) method: Method,
+    /// JSON, or empty.
+    pub(crate) body: Bytes,
+}
+
+/// Reads a list of endpoints; `key` is blamed.
+///
+/// # Errors
+/// What is no URL, and plain HTTP to another machine unless `insecure`: credentials and keys would
+/// go over the wire for all to read or change.
+pub(crate) fn endpoints(
+    key: &'static str,
+    urls: &[String],
+    insecure: bool,
+) -> Result<Vec<Uri>, BuildError> {
+    if urls.is_empty() || urls.len() > ENDPOINTS {
+        return Err(BuildError::key(
+            key,
+            format!("`{key}` names 1 to {ENDPOINTS} URLs"),
+        ));
+    }
+    urls.iter()
+        .map(|url| endpoint(url, insecure).map_err(|why| BuildError::key(key, why)))
+        .collect()
+}
+
+fn endpoint(url: &str, insecure: bool) -> Result<Uri, String> {
+    // The URL itself is not repeated where it may hold a password.
+    let wrong = || "expected a URL like \"https://auth.internal/v1/login\"".to_owned();
+    let uri: Uri = url.parse().map_err(|_| wrong())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(wrong());
+    };
+    if authority.as_str().contains('@') || url.contains('#') {
+        return Err("a URL here has neither user nor fragment; `bearer` says who asks".into());
+    }
+    match scheme {
+        "https" => Ok(uri),
+        "http" if insecure || is_loopback(uri.host().unwrap_or_default()) => Ok(uri),
+        "http" => Err(format!(
+            "{} would be asked in plain text over the network: use https, or set `insecure = true`",
+            authority.as_str()
+        )),
+        _ => Err(wrong()),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The endpoints and the way to them.
+pub(crate) struct Client {
+    settings: Settings,
+    endpoints: Vec<Endpoint>,
+    /// Whose turn it is.
+    next: AtomicUsize,
+    /// Calls in flight.
+    places: Semaphore,
+    /// Calls in flight or waiting.
+    tickets: Arc<Semaphore>,
+    lifecycle: Lifecycle,
+    link: RwLock<Arc<Link>>,
+}
+
+struct Endpoint {
+    uri: Uri,
+    health: Arc<Health>,
+}
+
+impl fmt::Display for Endpoint {
+    /// Without the query, which may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.uri.scheme_str().unwrap_or_default();
+        let authority = self.uri.authority().map_or("", |it| it.as_str());
+        write!(f, "{scheme}://{authority}{}", self.uri.path())
+    }
+}
+
+/// What is made from files and may change with them.
+struct Link {
+    pool: Pool<Connector, Full<Bytes>>,
+    connector: Connector,
+    authorization: Option<HeaderValue>,
+}
+
+/// What is read from files.
+struct Material {
+    tls: Option<Arc<rustls::ClientConfig>>,
+    authorization: Option<HeaderValue>,
+}
+
+/// Why an endpoint gave no answer.
+enum Failure {
+    Unreachable(String),
+    TimedOut,
+    /// There was less time left than a call may take, and it was not enough.
+    CutShort,
+    Broken(String),
+    Status(StatusCode),
+    NoJson,
+    TooLarge,
+    Malformed(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "it can't be reached: {why}"),
+            Self::TimedOut => f.write_str("it did not answer in time"),
+            Self::CutShort => f.write_str("no time was left for it"),
+            Self::Broken(why) => write!(f, "the connection failed: {why}"),
+            Self::Status(status) => write!(f, "it answered with status {}", status.as_u16()),
+            Self::NoJson => f.write_str("its answer is not of type application/json"),
+            Self::TooLarge => f.write_str("its answer is too large"),
+            Self::Malformed(why) => write!(f, "its answer makes no sense: {why}"),
+        }
+    }
+}
+
+impl Failure {
+    fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Unreachable(_) => Some(Fault::Unreachable),
+            Self::TimedOut | Self::Broken(_) => Some(Fault::Sick),
+            Self::Status(
+                StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT,
+            ) => Some(Fault::Sick),
+            Self::Status(_) | Self::NoJson | Self::TooLarge | Self::Malformed(_) => {
+                Some(Fault::Odd)
+            }
+            Self::CutShort => None,
+        }
+    }
+}
+
+impl Client {
+    /// Reads the files that `settings` names and follows them from then on. Reaches for nobody yet.
+    ///
+    /// # Errors
+    /// Limits that can't be, and files that can't be used.
+    pub(crate) async fn start(
+        settings: Settings,
+        lifecycle: &Lifecycle,
+    ) -> Result<Arc<Self>, BuildError> {
+        settings.check()?;
+        let paths = settings.paths();
+        let watch_and_read = spawn_blocking(move || {
+            let watch = Watch::new(settings.paths());
+            let material = settings.read();
+            (settings, watch, material)
+        });
+        let (settings, watch, material) = watch_and_read
+            .await
+            .map_err(|error| BuildError::new(format!("reading its files failed: {error}")))?;
+        let material = material?;
+        let all = settings.calls + settings.queue;
+        let tickets = Arc::new(Semaphore::new(all));
+        let link = settings.link(material, OnLifecycle::new(lifecycle, &tickets, all));
+        let endpoints = settings.endpoints.iter().map(|uri| Endpoint {
+            uri: uri.clone(),
+            health: Health::new(),
+        });
+        let client = Arc::new(Self {
+            endpoints: endpoints.collect(),
+            next: AtomicUsize::new(0),
+            places: Semaphore::new(settings.calls),
+            tickets,
+            lifecycle: lifecycle.clone(),
+            link: RwLock::new(Arc::new(link)),
+            settings,
+        });
+        if !paths.is_empty() {
+            follow(lifecycle, &client, watch, Self::read, Self::take);
+        }
+        Ok(client)
+    }
+
+    fn read(&self) -> Result<Material, BuildError> {
+        self.settings.read()
+    }
+
+    fn take(&self, read: Result<Material, BuildError>) {
+        let authenticator = &self.settings.name;
+        match read {
+            Ok(material) => {
+                let all = self.settings.calls + self.settings.queue;
+                let executor = OnLifecycle::new(&self.lifecycle, &self.tickets, all);
+                *self.link.write() = Arc::new(self.settings.link(material, executor));
+                info!(authenticator, "Certificates and keys for calls read anew.");
+            }
+            Err(error) => warn!(
+                authenticator, %error,
+                "Changed certificates or keys can't be used; those read before stay."
+            ),
+        }
+    }
+
+    /// Asks the endpoints in turn until one gives what `read` can make sense of.
+    ///
+    /// # Errors
+    /// When to try again. What went wrong is in the log.
+    pub(crate) async fn ask<T>(
+        self: &Arc<Self>,
+        question: &Question,
+        read: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, Duration> {
+        let authenticator = &self.settings.name;
+        let deadline = clock::now() + self.settings.timeout;
+        let Ok(_ticket) = self.tickets.try_acquire() else {
+            debug!(authenticator, "Too many calls wait already.");
+            return Err(spread(RETRY));
+        };
+        let Ok(place) = timeout_at(deadline, self.places.acquire()).await else {
+            debug!(authenticator, "No call ended in time to begin another.");
+            return Err(spread(RETRY));
+        };
+        let _place = place.expect("the semaphore is never closed");
+
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.endpoints.len();
+        let mut tried = vec![false; count];
+        let mut soonest: Option<Duration> = None;
+        // Twice around: a resting endpoint is passed over for the healthy ones, and is the last
+        // resort when they fail as well.
+        for turn in 0..2 * count {
+            let now = clock::now();
+            let index = first.wrapping_add(turn) % count;
+            let endpoint = &self.endpoints[index];
+            if tried[index] || now >= deadline {
+                continue;
+            }
+            let others = (0..count).any(|other| {
+                other != index && !tried[other] && self.endpoints[other].health.is_healthy()
+            });
+            let trial = match endpoint.health.turn(now, others) {
+                Turn::Healthy => None,
+                Turn::Trial(trial) => Some(trial),
+                Turn::Probe(trial) => {
+                    self.probe(index, trial);
+                    continue;
+                }
+                Turn::Resting(rest) => {
+                    soonest = Some(soonest.map_or(rest, |soonest| soonest.min(rest)));
+                    continue;
+                }
+            };
+            tried[index] = true;
+            match self.try_once(endpoint, question, &read, deadline).await {
+                Ok(answer) => {
+                    if endpoint.health.succeeded() {
+                        info!(authenticator, %endpoint, "The endpoint answers again.");
+                    }
+                    return Ok(answer);
+                }
+                Err(failure) => self.count(endpoint, &failure, trial.is_some()),
+            }
+        }
+        Err(spread(soonest.unwrap_or(RETRY).max(RETRY)))
+    }
+
+    fn count(&self, endpoint: &Endpoint, failure: &Failure, decides: bool) {
+        let authenticator = &self.settings.name;
+        let Some(fault) = failure.fault() else {
+            debug!(authenticator, %endpoint, "No time was left for an endpoint.");
+            return;
+        };
+        if endpoint.health.failed(fault, decides, clock::now()) {
+            warn!(authenticator, %endpoint, error = %failure, "An endpoint gives no answer.");
+        } else {
+            debug!(authenticator, %endpoint, error = %failure, "An endpoint gives no answer.");
+        }
+    }
+
+    /// Finds out aside whether a resting endpoint can be reached again.
+    fn probe(self: &Arc<Self>, index: usize, trial: Trial) {
+        let client = Arc::clone(self);
+        self.lifecycle.spawn(async move {
+            let endpoint = &client.endpoints[index];
+            let mut connector = client.link.read().connector.clone();
+            match connector.call(endpoint.uri.clone()).await {
+                Ok(_reached) => endpoint.health.reached(),
+                Err(error) => {
+                    client.count(endpoint, &Failure::Unreachable(error.to_string()), true)
+                }
+            }
+            drop(trial);
+        });
+    }
+
+    async fn try_once<T>(
+        &self,
+        endpoint: &Endpoint,
+        question: &Question,
+        read: &impl Fn(&[u8]) -> Result<T, String>,
+        deadline: Instant,
+    ) -> Result<T, Failure> {
+        let all = self.settings.call_timeout;
+        let left = deadline.saturating_duration_since(clock::now());
+        let exchange = async {
+            match self.exchange(endpoint, question, read).await {
+                // Perhaps a kept connection that the other side gave up in the same moment, as it
+                // does when it is started anew.
+                Err(Failure::Broken(_)) => self.exchange(endpoint, question, read).await,
+                result => result,
+            }
+        };
+        match timeout(all.min(left), exchange).await {
+            Ok(result) => result,
+            Err(_elapsed) if left < all => Err(Failure::CutShort),
+            Err(_elapsed) => Err(Failure::TimedOut),
+        }
+    }
+
+    async fn exchange<T>(
+        &self,
+        endpoint: &Endpoint,
+        question: &Question,
+        read: &impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, Failure> {
+        let link = Arc::clone(&self.link.read());
+        let mut request = Request::builder()
+            .method(&question.method)
+            .uri(&endpoint.uri)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("chinwag/", env!("CARGO_PKG_VERSION")));
+        if !question.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(value) = &link.authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request = request
+            .body(Full::new(question.body.clone()))
+            .expect("the parts of the request are valid");
+        let answer = link.pool.request(request).await.map_err(|error| {
+            let why = with_causes(&error);
+            if error.is_connect() {
+                Failure::Unreachable(why)
+            } else {
+                Failure::Broken(why)
+            }
+        })?;
+        if answer.status() != StatusCode::OK {
+            return Err(Failure::Status(answer.status()));
+        }
+        if !is_json(&answer) {
+            return Err(Failure::NoJson);
+        }
+        let body = read_body(answer.into_body(), self.settings.answer_bytes).await?;
+        read(&body).map_err(Failure::Malformed)
+    }
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), BuildError> {
+        for (key, value) in [("calls", self.calls), ("queue", self.queue)] {
+            if value > MAX_CALLS || (key == "calls" && value == 0) {
+                return Err(BuildError::key(
+                    key,
+                    format!("`calls` is 1 to {MAX_CALLS} and `queue` at most {MAX_CALLS}"),
+                ));
+            }
+        }
+        if self.connect_timeout.is_zero() || self.call_timeout < self.connect_timeout {
+            return Err(BuildError::key(
+                "connect_timeout",
+                "`connect_timeout` is above zero and at most `call_timeout`",
+            ));
+        }
+        let secure = self.endpoints.iter().any(is_https);
+        if !secure && !self.tls.paths().is_empty() {
+            return Err(BuildError::new(
+                "`ca`, `cert` and `key` are for endpoints with https, and there is none",
+            ));
+        }
+        Ok(())
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = self.tls.paths();
+        if let Some(Bearer::File(path)) = &self.bearer {
+            paths.push(path.clone());
+        }
+        paths
+    }
+
+    fn read(&self) -> Result<Material, BuildError> {
+        let tls = self.endpoints.iter().any(is_https);
+        let tls = tls.then(|| self.tls.read()).transpose()?;
+        let token = match &self.bearer {
+            None => None,
+            Some(Bearer::Token(token)) => Some(token.clone()),
+            Some(Bearer::File(path)) => Some(SecretString::from(
+                fs::read_to_string(path).map_err(|error| {
+                    let why = format!("{} can't be read: {error}", path.display());
+                    BuildError::key("bearer_file", why)
+                })?,
+            )),
+        };
+        let authorization = token.map(|token| {
+            let token = token.expose_secret().trim();
+            let visible = !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic());
+            visible
+                .then(|| HeaderValue::try_from(format!("Bearer {token}")).ok())
+                .flatten()
+                .map(|mut value| {
+                    value.set_sensitive(true);
+                    value
+                })
+                .ok_or_else(|| {
+                    BuildError::key(
+                        "bearer",
+                        "the bearer token is not visible ASCII without space",
+                    )
+                })
+        });
+        Ok(Material {
+            tls,
+            authorization: authorization.transpose()?,
+        })
+    }
+
+    fn link(&self, material: Material, executor: OnLifecycle) -> Link {
+        let connector = Connector {
+            reach: self.reach.clone(),
+            tls: material.tls.map(TlsConnector::from),
+            limit: self.connect_timeout,
+        };
+        let pool = Pool::builder(executor)
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEEP_ALIVE)
+            .pool_max_idle_per_host(KEPT_ALIVE)
+            .http1_max_buf_size(HEAD_BYTES)
+            .build(connector.clone());
+        Link {
+            pool,
+            connector,
+            authorization: material.authorization,
+        }
+    }
+}
+
+fn is_https(uri: &Uri) -> bool {
+    uri.scheme_str() == Some("https")
+}
+
+fn is_json(answer: &Response<Incoming>) -> bool {
+    let headers = answer.headers();
+    let essence = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map(|essence| essence.trim().to_ascii_lowercase())
+        .unwrap_or_default();
+    let is_json = essence == "application/json" || essence.ends_with("+json");
+    is_json && !headers.contains_key(CONTENT_ENCODING)
+}
+
+async fn read_body(mut body: Incoming, cap: usize) -> Result<Vec<u8>, Failure> {
+    let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if declared > cap {
+        return Err(Failure::TooLarge);
+    }
+    let mut bytes = Vec::with_capacity(declared);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::Broken(with_causes(&error)))?;
+        if let Ok(data) = frame.into_data() {
+            if bytes.len() + data.len() > cap {
+                return Err(Failure::TooLarge);
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes)
+}
+
+/// An error and what caused it, on one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    one_line(&text)
+}
+
+/// Runs a pool's connections, which would else outlive a stop for as long as they are kept.
+#[derive(Clone)]
+struct OnLifecycle {
+    lifecycle: Lifecycle,
+    tickets: Arc<Semaphore>,
+    all: u32,
+}
+
+impl OnLifecycle {
+    fn new(lifecycle: &Lifecycle, tickets: &Arc<Semaphore>, all: usize) -> Self {
+        Self {
+            lifecycle: lifecycle.clone(),
+            tickets: Arc::clone(tickets),
+            all: u32::try_from(all).expect("calls and queue are bounded"),
+        }
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnLifecycle {
+    fn execute(&self, connection: F) {
+        let it = self.clone();
+        self.lifecycle.spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                // What was begun is ended; then nobody needs a connection any more.
+                () = async {
+                    it.lifecycle.draining().await;
+                    let _none_in_flight = it.tickets.acquire_many(it.all).await;
+                } => {}
+            }
+        });
+    }
+}
+
+/// How machines are reached.
+#[derive(Clone)]
+pub(crate) enum Reach {
+    /// Over TCP.
+    Network,
+    /// Through pipes in this process, so that a test can stop the clock.
+    #[cfg(test)]
+    Pipes(Arc<Opener>),
+}
+
+#[cfg(test)]
+type Opener = dyn Fn(&Uri) -> BoxFuture<io::Result<tokio::io::DuplexStream>> + Send + Sync;
+
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Reaches an endpoint, TLS included, within a limit.
+#[derive(Clone)]
+struct Connector {
+    reach: Reach,
+    tls: Option<TlsConnector>,
+    limit: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Wire>;
+    type Error = io::Error;
+    type Future = BoxFuture<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let it = self.clone();
+        Box::pin(async move {
+            let limit = it.limit;
+            timeout(limit, it.connect(uri)).await.unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long"))
+            })
+        })
+    }
+}
+
+impl Connector {
+    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Wire>> {
+        let plain: Box<dyn Stream> = match &self.reach {
+            Reach::Network => {
+                let mut tcp = HttpConnector::new();
+                tcp.enforce_http(false);
+                tcp.set_nodelay(true);
+                let reached = tcp.call(uri.clone()).await;
+                Box::new(
+                    reached
+                        .map_err(|error| io::Error::other(with_causes(&error)))?
+                        .into_inner(),
+                )
+            }
+            #[cfg(test)]
+            Reach::Pipes(open) => Box::new(open(&uri).await?),
+        };
+        let Some(tls) = self.tls.filter(|_| is_https(&uri)) else {
+            return Ok(TokioIo::new(Wire(plain)));
+        };
+        let host = uri.host().unwrap_or_default();
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let name = ServerName::try_from(host).map_err(io::Error::other)?;
+        Ok(TokioIo::new(Wire(Box::new(
+            tls.connect(name, plain).await?,
+        ))))
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection, encrypted or not.
+struct Wire(Box<dyn Stream>);
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,92 @@
+//! TLS towards those who are asked: whom to believe, and what to show them.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chinwag_core::plugin::BuildError;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+
+/// The files of one side of TLS.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TlsFiles {
+    /// Those who may have signed the other's certificate. `None`: those that the system trusts.
+    pub(crate) ca: Option<PathBuf>,
+    /// What is shown to the other, with its key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl TlsFiles {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
+        self.ca.iter().chain(identity).cloned().collect()
+    }
+
+    /// Reads the files. Blocks.
+    pub(crate) fn read(&self) -> Result<Arc<ClientConfig>, BuildError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(ca) = &self.ca {
+            for certificate in certificates("ca", ca)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| at_fault("ca", ca, &error))?;
+            }
+        } else {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(BuildError::key(
+                    "ca",
+                    "the system trusts nobody: name with `ca` who may sign the certificates of endpoints",
+                ));
+            }
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has what the default versions need")
+            .with_root_certificates(roots);
+        let mut config = match &self.identity {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let chain = certificates("cert", cert)?;
+                let private = PrivateKeyDer::from_pem_slice(&bytes("key", key)?)
+                    .map_err(|error| at_fault("key", key, &error))?;
+                builder
+                    .with_client_auth_cert(chain, private)
+                    .map_err(|error| at_fault("cert", cert, &error))?
+            }
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn certificates(
+    key: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, BuildError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes(key, path)?)
+        .collect::<Result<_, _>>()
+        .map_err(|error| at_fault(key, path, &error))?;
+    if certificates.is_empty() {
+        return Err(BuildError::key(
+            key,
+            format!("{} has no certificate in PEM form", path.display()),
+        ));
+    }
+    Ok(certificates)
+}
+
+fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, BuildError> {
+    fs::read(path).map_err(|error: io::Error| at_fault(key, path, &error))
+}
+
+fn at_fault(key: &'static str, path: &Path, error: &dyn std::fmt::Display) -> BuildError {
+    BuildError::key(key, format!("{} can't be used: {error}", path.display()))
+}

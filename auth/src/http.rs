@@ -1,0 +1,177 @@
+//! `kind = "http"`: another server says who a peer is.
+//!
+//! What is sent and what may come back is in `docs/callouts.md`.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ::http::Method;
+use async_trait::async_trait;
+use chinwag_core::{
+    config::Span,
+    plugin::{
+        AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Verdict,
+    },
+};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::callout::{
+    call_timeout,
+    client::{Bearer, Client, Question, Reach, Settings, endpoints},
+    contract::{self, Headers},
+    tls::TlsFiles,
+    within,
+};
+
+/// The largest answer.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// The table of an authenticator that asks HTTP endpoints.
+///
+/// Each log-in with a password, a token or a client certificate goes to the next healthy endpoint
+/// as a `POST` of JSON. The answer 200 with a verdict in JSON, of at most 64 KiB, stands. Anything
+/// else (another status, a redirect, another type, an answer that is late or makes no sense) lets
+/// the next endpoint be asked while there is time, and in the end tells the client to try again:
+/// nobody gets in by it and nobody is refused for it. Log-ins with a name alone are left to the
+/// next authenticator.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Http {
+    /// 1 to 16 URLs that answer alike. Plain `http` only to this machine, unless `insecure`.
+    pub endpoints: Vec<String>,
+    /// The headers of the client's request that are passed on, at most 32. Default none. Those that
+    /// carry credentials can't be.
+    #[serde(default)]
+    pub headers: Headers,
+    /// What this server is known by: sent as `Authorization: Bearer`. Never logged.
+    pub bearer: Option<SecretString>,
+    /// The file with it instead, read anew when it changes.
+    pub bearer_file: Option<PathBuf>,
+    /// Who may have signed the endpoints' certificates, in PEM form. Default: whom the system
+    /// trusts. Read anew when it changes, as are the next two.
+    pub ca: Option<PathBuf>,
+    /// The certificate that is shown to endpoints, in PEM form with its chain.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// How long reaching an endpoint may take, TLS included. Above zero; default half a second.
+    #[serde(default = "default_connect_timeout")]
+    pub connect_timeout: Span,
+    /// How long an endpoint may take to answer, reaching it included: at most nine tenths of
+    /// `timeout`. Default two seconds, or less where `timeout` is short.
+    pub call_timeout: Option<Span>,
+    /// The most calls in flight, 1 to 10,000. Default 64.
+    #[serde(default = "default_calls")]
+    pub calls: usize,
+    /// How many log-ins may wait for one of these to end, at most 10,000; further ones are told to
+    /// try again. Default 1000. 0 means that none waits.
+    #[serde(default = "default_queue")]
+    pub queue: usize,
+    /// Whether plain `http` may go to other machines: passwords are then readable on the way.
+    /// Default `false`.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+pub(crate) const fn default_connect_timeout() -> Span {
+    Span::millis(500)
+}
+
+const fn default_calls() -> usize {
+    64
+}
+
+const fn default_queue() -> usize {
+    1000
+}
+
+#[async_trait]
+impl AuthenticatorConfig for Http {
+    const KIND: &'static str = "http";
+
+    async fn build(self, cx: AuthenticatorContext) -> Result<Arc<dyn Authenticator>, BuildError> {
+        let built = self.start(&cx, Reach::Network).await?;
+        Ok(Arc::new(built))
+    }
+}
+
+impl Http {
+    async fn start(
+        self,
+        cx: &AuthenticatorContext,
+        reach: Reach,
+    ) -> Result<HttpAuthenticator, BuildError> {
+        let base = |path: PathBuf| cx.base.join(path);
+        let bearer = match (self.bearer, self.bearer_file) {
+            (Some(_), Some(_)) => {
+                return Err(BuildError::key(
+                    "bearer_file",
+                    "there is `bearer` and `bearer_file`: leave one out",
+                ));
+            }
+            (Some(token), None) => Some(Bearer::Token(token)),
+            (None, file) => file.map(base).map(Bearer::File),
+        };
+        let identity = match (self.cert, self.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((base(cert), base(key))),
+            (cert, _) => {
+                return Err(BuildError::key(
+                    if cert.is_some() { "cert" } else { "key" },
+                    "`cert` and `key` go together",
+                ));
+            }
+        };
+        let timeout = within(cx.timeout);
+        let settings = Settings {
+            name: cx.name.clone(),
+            endpoints: endpoints("endpoints", &self.endpoints, self.insecure)?,
+            tls: TlsFiles {
+                ca: self.ca.map(base),
+                identity,
+            },
+            bearer,
+            reach,
+            connect_timeout: self.connect_timeout.0,
+            call_timeout: call_timeout(self.call_timeout, timeout)?,
+            timeout,
+            calls: self.calls,
+            queue: self.queue,
+            answer_bytes: ANSWER_BYTES,
+        };
+        Ok(HttpAuthenticator {
+            name: cx.name.clone(),
+            headers: self.headers,
+            client: Client::start(settings, &cx.lifecycle).await?,
+        })
+    }
+}
+
+struct HttpAuthenticator {
+    name: String,
+    headers: Headers,
+    client: Arc<Client>,
+}
+
+#[async_trait]
+impl Authenticator for HttpAuthenticator {
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+        let Some(body) = contract::ask(request, &self.headers, None) else {
+            return Verdict::Abstain;
+        };
+        let question = Question {
+            method: Method::POST,
+            body: body.into(),
+        };
+        let answer = self.client.ask(&question, |answer| {
+            contract::read(answer, request, &self.name)
+        });
+        answer
+            .await
+            .unwrap_or_else(|retry| Verdict::Unavailable { retry })
+    }
+}
+
+#[cfg(test)]
+mod tests;
