@@ -1,0 +1,88 @@
+//! TCP: an object a line.
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+
+use crate::{
+    Loss,
+    push::{Incoming, Link, Reader, Writer},
+    stream::Stream,
+};
+
+/// What is asked of the system at once.
+const CHUNK: usize = 8 << 10;
+
+pub(crate) fn link(stream: Stream) -> Link {
+    let (read, write) = tokio::io::split(stream);
+    Link {
+        reader: Reader::Lines(LineReader {
+            stream: read,
+            buffer: BytesMut::new(),
+            searched: 0,
+        }),
+        writer: Writer::Lines(LineWriter {
+            stream: write,
+            buffer: BytesMut::new(),
+        }),
+    }
+}
+
+pub(crate) struct LineReader {
+    stream: ReadHalf<Stream>,
+    buffer: BytesMut,
+    /// How much of the buffer has no end of a line.
+    searched: usize,
+}
+
+impl LineReader {
+    /// The next line of at most `limit` bytes; `None` at the end. Cancel safe.
+    pub(crate) async fn next(&mut self, limit: usize) -> Result<Option<Incoming>, Loss> {
+        loop {
+            let unsearched = self.buffer.iter().skip(self.searched);
+            if let Some(length) = unsearched
+                .enumerate()
+                .find_map(|(n, b)| (*b == b'\n').then_some(n))
+            {
+                let line = self.buffer.split_to(self.searched + length);
+                self.buffer.advance(1);
+                self.searched = 0;
+                if line.len() > limit {
+                    return Err(Loss::TooLarge(limit));
+                }
+                return Ok(Some(Incoming::object(&line)?));
+            }
+            self.searched = self.buffer.len();
+            if self.searched > limit {
+                return Err(Loss::TooLarge(limit));
+            }
+            self.buffer.reserve(CHUNK);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+pub(crate) struct LineWriter {
+    stream: WriteHalf<Stream>,
+    buffer: BytesMut,
+}
+
+impl LineWriter {
+    pub(crate) fn push(&mut self, json: &str) {
+        self.buffer.extend_from_slice(json.as_bytes());
+        self.buffer.extend_from_slice(b"\n");
+    }
+
+    /// Writes all that was pushed. Cancel safe.
+    pub(crate) async fn flush(&mut self) -> Result<(), Loss> {
+        while !self.buffer.is_empty() {
+            let written = self.stream.write(&self.buffer).await?;
+            if written == 0 {
+                return Err(Loss::Closed);
+            }
+            self.buffer.advance(written);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! Connections on which the server speaks unasked: TCP and WebSocket.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until, timeout},
+};
+
+use crate::{
+    End, Error, Loss,
+    client::{Order, Outlet, Work},
+    lines::{LineReader, LineWriter},
+    websocket::{FrameReader, FrameWriter},
+    wire::{Bye, Object},
+};
+
+/// Commands that wait for their answers. The server answers in order and keeps as many slots.
+const IN_FLIGHT: usize = 64;
+/// How long closing in good order may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What came.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Object(Object),
+    /// A sign of life without a meaning of its own.
+    Beat,
+}
+
+impl Incoming {
+    pub(crate) fn object(bytes: &[u8]) -> Result<Self, Loss> {
+        let text = std::str::from_utf8(bytes).ok();
+        let object = text.and_then(Object::parse);
+        object.map(Self::Object).ok_or_else(|| {
+            let begin: String = String::from_utf8_lossy(bytes).chars().take(40).collect();
+            Loss::Garbled(format!("it says {begin:?}"))
+        })
+    }
+}
+
+/// The two directions of a connection, so that a full socket never keeps it from being read.
+pub(crate) struct Link {
+    pub(crate) reader: Reader,
+    pub(crate) writer: Writer,
+}
+
+pub(crate) enum Reader {
+    Lines(LineReader),
+    WebSocket(FrameReader),
+}
+
+impl Reader {
+    /// Cancel safe.
+    async fn next(&mut self, limit: usize) -> Result<Option<Incoming>, Loss> {
+        match self {
+            Self::Lines(lines) => lines.next(limit).await,
+            Self::WebSocket(frames) => frames.next(limit).await,
+        }
+    }
+}
+
+pub(crate) enum Writer {
+    Lines(LineWriter),
+    WebSocket(FrameWriter),
+}
+
+impl Writer {
+    async fn push(&mut self, json: &str) -> Result<(), Loss> {
+        match self {
+            Self::Lines(lines) => {
+                lines.push(json);
+                Ok(())
+            }
+            Self::WebSocket(frames) => frames.push(json).await,
+        }
+    }
+
+    /// Cancel safe.
+    async fn flush(&mut self) -> Result<(), Loss> {
+        match self {
+            Self::Lines(lines) => lines.flush().await,
+            Self::WebSocket(frames) => frames.flush().await,
+        }
+    }
+}
+
+/// Runs a connection to its end.
+pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Outlet) {
+    let Link { reader, writer } = link;
+    let mut driver = Driver {
+        writer,
+        unflushed: false,
+        pending: HashMap::new(),
+        parked: None,
+        pulse: Pulse::new(),
+        outlet,
+    };
+    let mut reader = reader;
+    let end = driver.run(&mut reader, orders).await;
+    let Driver {
+        mut writer,
+        pending,
+        mut parked,
+        outlet,
+        ..
+    } = driver;
+    let said_bye = matches!(end, Some(End::Bye(_)));
+    if let Some(end) = end {
+        outlet.end(end);
+    }
+    drop(pending);
+    let close = async {
+        if let Writer::WebSocket(frames) = &mut writer {
+            if !said_bye {
+                let _ = frames.close().await;
+            }
+            while let Ok(Some(_)) = reader.next(usize::MAX).await {}
+        }
+    };
+    let _ = timeout(FAREWELL, close).await;
+    drop((reader, writer));
+    if parked.is_some() {
+        outlet.put(&mut parked).await;
+    }
+}
+
+struct Driver {
+    writer: Writer,
+    unflushed: bool,
+    pending: HashMap<u64, (Work, oneshot::Sender<Result<Object, Error>>)>,
+    /// An event that waits for a place in the queue. Meanwhile nothing is read.
+    parked: Option<Object>,
+    pulse: Pulse,
+    outlet: Outlet,
+}
+
+impl Driver {
+    /// How it ended; `None`: nobody is interested any more.
+    async fn run(&mut self, reader: &mut Reader, mut orders: mpsc::Receiver<Order>) -> Option<End> {
+        let (mut commanded, mut heard) = (true, true);
+        while commanded || heard {
+            let shared = &self.outlet.shared;
+            let may_order = commanded && !self.unflushed && self.pending.len() < IN_FLIGHT;
+            let due = self.pulse.due(shared.options.answer_timeout);
+            let limit = shared.object_bytes();
+            let blocked = self.parked.is_some();
+            let done = tokio::select! {
+                order = orders.recv(), if may_order => match order {
+                    Some(order) => self.command(order).await,
+                    None => {
+                        commanded = false;
+                        Ok(None)
+                    }
+                },
+                incoming = reader.next(limit), if !blocked => match incoming {
+                    Ok(Some(incoming)) => {
+                        self.pulse.beat();
+                        Ok(self.take(incoming))
+                    }
+                    Ok(None) => Err(Loss::Closed),
+                    Err(loss) => Err(loss),
+                },
+                flushed = self.writer.flush(), if self.unflushed => flushed.map(|()| {
+                    self.unflushed = false;
+                    None
+                }),
+                () = self.outlet.put(&mut self.parked), if blocked => {
+                    // Whatever came in the meantime was not looked at.
+                    self.pulse.rest();
+                    Ok(None)
+                }
+                () = self.outlet.deserted(), if heard => {
+                    heard = false;
+                    Ok(None)
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && !blocked => {
+                    self.keep_alive().await
+                }
+            };
+            match done {
+                Ok(None) => (),
+                Ok(Some(bye)) => return Some(End::Bye(bye)),
+                Err(loss) => return Some(End::Lost(loss)),
+            }
+        }
+        None
+    }
+
+    async fn command(&mut self, order: Order) -> Result<Option<Bye>, Loss> {
+        if self.pending.contains_key(&order.id) {
+            let _ = order.answer.send(Err(Error::Id(order.id.to_string())));
+            return Ok(None);
+        }
+        self.write(&order.json).await?;
+        self.pending.insert(order.id, (order.work, order.answer));
+        Ok(None)
+    }
+
+    async fn write(&mut self, json: &str) -> Result<(), Loss> {
+        self.writer.push(json).await?;
+        self.unflushed = true;
+        self.pulse.spoke();
+        Ok(())
+    }
+
+    async fn keep_alive(&mut self) -> Result<Option<Bye>, Loss> {
+        let patience = self.outlet.shared.options.answer_timeout;
+        if self.pulse.is_overdue(patience) {
+            return Err(Loss::Silent(patience));
+        }
+        if !self.unflushed {
+            let id = self.outlet.shared.next_id();
+            self.write(&format!("{{\"type\":\"ping\",\"id\":{id}}}"))
+                .await?;
+            // Nobody waits for the answer, which is not put into the stream either.
+            self.pending.insert(id, (Work::Ping, oneshot::channel().0));
+        }
+        self.pulse.asked();
+        Ok(None)
+    }
+
+    /// Sees to what came; a goodbye is the last of it.
+    fn take(&mut self, incoming: Incoming) -> Option<Bye> {
+        let Incoming::Object(object) = incoming else {
+            return None;
+        };
+        let bye = (object.kind() == "bye")
+            .then(|| object.read::<Bye>().ok())
+            .flatten();
+        let asked = object.id().and_then(|id| self.pending.remove(&id));
+        match asked {
+            Some((work, answer)) => {
+                if work == Work::Login {
+                    self.outlet.note(&object);
+                    if let Some(session) = self.outlet.shared.session.get() {
+                        self.pulse.every(session.ping_every_ms);
+                    }
+                }
+                if work != Work::Ping && self.outlet.wants(&object) {
+                    self.parked = Some(object.clone());
+                }
+                // Whoever stopped waiting does not want it.
+                let _ = answer.send(Ok(object));
+            }
+            None => self.parked = Some(object),
+        }
+        if bye.is_some() && !self.outlet.shared.options.answers_too {
+            self.parked = None;
+        }
+        bye
+    }
+}
+
+/// When the server wants to hear something, and when it should have been heard of.
+struct Pulse {
+    /// `None`: silence is no matter.
+    every: Option<Duration>,
+    spoke: Instant,
+    /// Since when a sign of life is awaited.
+    asked: Option<Instant>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self {
+            every: None,
+            spoke: Instant::now(),
+            asked: None,
+        }
+    }
+
+    fn every(&mut self, ms: u64) {
+        self.every = (ms > 0).then(|| Duration::from_millis(ms));
+    }
+
+    /// Something was written.
+    fn spoke(&mut self) {
+        self.spoke = Instant::now();
+    }
+
+    /// A ping is on its way.
+    fn asked(&mut self) {
+        self.spoke();
+        self.asked.get_or_insert(self.spoke);
+    }
+
+    /// Something came.
+    fn beat(&mut self) {
+        self.asked = None;
+    }
+
+    /// Nothing could be heard for a while, and now it can.
+    fn rest(&mut self) {
+        if let Some(asked) = &mut self.asked {
+            *asked = Instant::now();
+        }
+    }
+
+    /// When there is something to do.
+    fn due(&self, patience: Duration) -> Option<Instant> {
+        let ping = self.spoke + self.every?;
+        Some(self.asked.map_or(ping, |asked| ping.min(asked + patience)))
+    }
+
+    fn is_overdue(&self, patience: Duration) -> bool {
+        self.asked.is_some_and(|asked| asked.elapsed() >= patience)
+    }
+}
