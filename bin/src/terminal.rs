@@ -1,4 +1,4 @@
-//! Asking at a terminal.
+//! The terminal: asking without showing the answer, and taking it over to draw on it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -35,9 +35,18 @@ impl Silence {
     ///
     /// # Errors
     /// The terminal is gone, or at its end.
+    #[cfg(feature = "password")]
     pub(crate) fn ask(&self, question: &str) -> io::Result<SecretString> {
-        rpassword::prompt_password(question).map(SecretString::from)
+        ask(question)
     }
+}
+
+/// Asks `question` at the controlling terminal, which is to be [silent](Silence) already, and takes one line. Blocks.
+///
+/// # Errors
+/// The terminal is gone, or at its end.
+pub(crate) fn ask(question: &str) -> io::Result<SecretString> {
+    rpassword::prompt_password(question).map(SecretString::from)
 }
 
 impl Drop for Silence {
@@ -45,4 +54,57 @@ impl Drop for Silence {
         // Where the terminal is gone, there is nothing to restore.
         let _ = termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
+}
+
+/// The terminal on standard input and output, until this is dropped: keys come one by one and unseen, and what is pasted
+/// comes as one piece.
+#[cfg(feature = "chat")]
+pub(crate) struct TakenOver(());
+
+#[cfg(feature = "chat")]
+impl TakenOver {
+    /// Takes it over. Also sees to it that a panic gives it back before it speaks.
+    ///
+    /// # Errors
+    /// It is no terminal, or is gone.
+    pub(crate) fn take() -> io::Result<Self> {
+        let speak = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = give_back();
+            speak(panic);
+        }));
+        take_over().map(|()| Self(()))
+    }
+
+    /// Gives it back, stops this process as Ctrl-Z does, and takes it over again when somebody continues it.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    pub(crate) fn suspend(&self) -> io::Result<()> {
+        give_back()?;
+        #[cfg(unix)]
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TSTP)?;
+        take_over()
+    }
+}
+
+#[cfg(feature = "chat")]
+impl Drop for TakenOver {
+    fn drop(&mut self) {
+        // Where the terminal is gone, there is nothing to give back.
+        let _ = give_back();
+    }
+}
+
+#[cfg(feature = "chat")]
+fn take_over() -> io::Result<()> {
+    crossterm::terminal::enable_raw_mode()?;
+    crossterm::execute!(io::stdout(), crossterm::event::EnableBracketedPaste)
+}
+
+#[cfg(feature = "chat")]
+fn give_back() -> io::Result<()> {
+    let pasting = crossterm::execute!(io::stdout(), crossterm::event::DisableBracketedPaste);
+    crossterm::terminal::disable_raw_mode()?;
+    pasting
 }
