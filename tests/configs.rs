@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::harness::{Client, Over, Program, STAFF, Server, Setup, code};
+use crate::harness::{Client, Http, Over, Program, Request, STAFF, Server, Setup, code};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
@@ -29,11 +29,19 @@ async fn every_example_passes_the_check() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_binds_and_lets_its_users_in() {
+    let mut pages = 0;
     for file in files() {
         let document = std::fs::read_to_string(&file).unwrap();
         let server = Program::start_file(&file).await;
         // Behind a proxy there has to be one.
         let direct = !document.contains("client_address");
+        if document.contains("[web]") {
+            let page = Http::new(server.table("web"))
+                .ask(&Request::new("GET", "/"))
+                .await;
+            assert_eq!(page.status, 200, "{}", file.display());
+            pages += 1;
+        }
         for over in Over::ALL {
             let table = format!("[transports.{}]", over.table());
             if direct && document.contains(&table) {
@@ -47,6 +55,7 @@ async fn every_example_binds_and_lets_its_users_in() {
         }
         server.stop().await;
     }
+    assert!(pages >= 3, "only {pages} examples have the page");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,10 +113,8 @@ async fn two_of_a_kind_may_let_in_different_people() {
         // A session's id is of use on its own transport's authenticators alone.
         if over == Over::Polling {
             let id = eve.session_id().to_owned();
-            let poll = crate::harness::Request::new("GET", "/v1/events").bearer(&id);
-            let answer = crate::harness::Http::new(server.table("members"))
-                .ask(&poll)
-                .await;
+            let poll = Request::new("GET", "/v1/events").bearer(&id);
+            let answer = Http::new(server.table("members")).ask(&poll).await;
             assert_eq!(answer.status, 401, "{}", answer.text());
         }
     }

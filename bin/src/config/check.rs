@@ -53,6 +53,8 @@ impl Draft {
         self.check_transports();
         self.check_shared_binds();
         self.check_metrics();
+        #[cfg(feature = "web")]
+        self.check_page();
         self.check_auth();
         self.check_idle_timeouts();
         self.check_use_of_validators();
@@ -307,7 +309,7 @@ fn disagreements(
 
 /// Every key in which two listeners differ although they must not. [`ListenerConfig::differs`] tells the first, so each
 /// is made equal before the next is asked for.
-fn differing(one: &ListenerConfig, other: &ListenerConfig) -> Vec<&'static str> {
+pub(super) fn differing(one: &ListenerConfig, other: &ListenerConfig) -> Vec<&'static str> {
     let (from, mut to) = (one.clone(), other.clone());
     let mut keys = Vec::new();
     while let Some(key) = from.differs(&to) {

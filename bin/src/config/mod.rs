@@ -8,6 +8,8 @@ mod check;
 mod document;
 mod environment;
 mod near;
+#[cfg(feature = "web")]
+mod page;
 mod problem;
 mod read;
 mod reader;
@@ -29,6 +31,8 @@ use chinwag_core::{
 use chinwag_transports::{ListenerConfig, Wire};
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "web")]
+pub(crate) use self::page::PageConfig;
 pub use self::problem::{ConfigError, Problem, Severity};
 use self::{
     document::{Document, KeyPath, Part},
@@ -81,6 +85,8 @@ pub(crate) struct Draft {
     authenticators: Vec<AuthenticatorDraft>,
     validators: Vec<ValidatorDraft>,
     metrics: Option<MetricsConfig>,
+    #[cfg(feature = "web")]
+    page: Option<page::PageDraft>,
     log: LogConfig,
     cluster: ClusterConfig,
     /// Who decides the order of events.
@@ -133,6 +139,8 @@ pub(crate) struct Loaded {
     /// The names of all authenticators.
     pub(crate) authenticators: Vec<String>,
     pub(crate) metrics: Option<MetricsConfig>,
+    #[cfg(feature = "web")]
+    pub(crate) page: Option<PageConfig>,
     pub(crate) warnings: Vec<Problem>,
     /// Table and what applies in it, defaults included and secrets left out.
     pub(crate) effective: Vec<(String, String)>,
@@ -210,6 +218,8 @@ impl Draft {
         let authenticators = reader.authenticators();
         let validators = reader.validators();
         let metrics = reader.metrics();
+        #[cfg(feature = "web")]
+        let page = reader.page();
         let log = reader.table("log");
         let cluster = reader.table("cluster");
         let problems = reader.problems;
@@ -229,6 +239,8 @@ impl Draft {
             authenticators,
             validators,
             metrics,
+            #[cfg(feature = "web")]
+            page,
             log,
             cluster,
         })
@@ -254,6 +266,8 @@ impl Draft {
         let authenticators = self.build_authenticators(lifecycle).await;
         let validators = self.build_validators();
         let effective = self.effective();
+        #[cfg(feature = "web")]
+        let page = self.page();
         let hub = HubConfig {
             server: self.server,
             sessions: self.sessions,
@@ -320,6 +334,8 @@ impl Draft {
             transports,
             authenticators: authenticators.into_keys().collect(),
             metrics: self.metrics,
+            #[cfg(feature = "web")]
+            page,
             warnings,
             effective,
             builtin: self.builtin,
@@ -445,6 +461,10 @@ impl Draft {
         }
         if let Some(metrics) = &self.metrics {
             tables.push(("metrics".into(), format!("{metrics:?}")));
+        }
+        #[cfg(feature = "web")]
+        if let Some(page) = &self.page {
+            tables.push(("web".into(), page.own.trim_start().into()));
         }
         tables
     }

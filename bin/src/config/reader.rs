@@ -10,6 +10,8 @@ use chinwag_transports::ListenerConfig;
 use figment::value::{Dict, Num, Value};
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "web")]
+use super::page::PageDraft;
 use super::{
     AuthenticatorDraft, MetricsConfig, OWN_TRANSPORTS, Problems, RoomDraft, Table, TransportDraft,
     ValidatorDraft,
@@ -20,15 +22,18 @@ use super::{
 use crate::plugins::Plugins;
 
 /// Kinds of authenticator that come with chinwag, and whether this build has them.
-const OWN_AUTHENTICATORS: [(&str, bool); 2] = [
+const OWN_AUTHENTICATORS: [(&str, bool); 5] = [
     ("anonymous", cfg!(feature = "anonymous")),
+    ("exec", cfg!(feature = "exec")),
+    ("http", cfg!(feature = "http")),
+    ("jwt", cfg!(feature = "jwt")),
     ("password", cfg!(feature = "password")),
 ];
 
 /// Kinds of authenticator that are planned.
-const LATER_AUTHENTICATORS: [&str; 4] = ["certificate", "exec", "http", "jwt"];
+const LATER_AUTHENTICATORS: [&str; 1] = ["certificate"];
 
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "authenticators",
     "cluster",
     "limits",
@@ -41,9 +46,10 @@ const TABLES: [&str; 12] = [
     "sessions",
     "transports",
     "validators",
+    "web",
 ];
 
-const LATER_TABLES: [&str; 3] = ["session_managers", "tls", "web"];
+const LATER_TABLES: [&str; 2] = ["session_managers", "tls"];
 
 /// How long an authenticator may take where its table does not say.
 const AUTHENTICATOR_TIMEOUT: Span = Span::secs(5);
@@ -70,10 +76,13 @@ impl<'d> Reader<'d> {
     pub(super) fn top_level(&mut self) {
         for key in self.document.root().keys() {
             let path = KeyPath::new([key.as_str()]);
-            if TABLES.contains(&key.as_str()) {
+            let left_out = key == "web" && !cfg!(feature = "web");
+            if TABLES.contains(&key.as_str()) && !left_out {
                 continue;
             }
-            let message = if LATER_TABLES.contains(&key.as_str()) {
+            let message = if left_out {
+                "this binary is built without `web`; leave [web] out".into()
+            } else if LATER_TABLES.contains(&key.as_str()) {
                 format!("[{key}] is not built yet; leave it out")
             } else {
                 format!("unknown key `{key}`{}", hint(key, TABLES, "there are"))
@@ -122,6 +131,26 @@ impl<'d> Reader<'d> {
     /// `[metrics]`, which opens a listener only where it is named.
     pub(super) fn metrics(&mut self) -> Option<MetricsConfig> {
         self.read("metrics")
+    }
+
+    /// `[web]`: the keys of a listener, less those of sessions.
+    #[cfg(feature = "web")]
+    pub(super) fn page(&mut self) -> Option<PageDraft> {
+        let mut entries = self.entries("web")?.clone();
+        let path = KeyPath::new(["web"]);
+        for key in ["timeout", "login_timeout"] {
+            if entries.remove(key).is_some() {
+                let key = path.key(key);
+                let place = self.document.locate(&key, Part::Key);
+                let message =
+                    format!("{key}: the page has no sessions of its own; say it of a transport");
+                self.problems.error(place, message);
+            }
+        }
+        let table = Table::new(self.document, path, entries);
+        let own = table.show_values();
+        let listener = self.listener(table)?;
+        Some(PageDraft { listener, own })
     }
 
     /// `[room]`, and those of its entries that are right, which rooms of their own inherit.

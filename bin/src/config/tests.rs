@@ -151,7 +151,7 @@ kind = \"anonymous\"
             loaded
                 .effective
                 .iter()
-                .filter(|(table, _)| !table.contains('.') && table != "metrics")
+                .filter(|(table, _)| !table.contains('.') && table != "metrics" && table != "web")
                 .map(|(table, text)| (table.clone(), text.replace("Some(\"lobby\")", "None")))
                 .collect()
         };
@@ -257,6 +257,77 @@ history = { events = 2, bytes = \"2KiB\", age = \"2s\" }
             assert!(
                 !table.starts_with("authenticators.") || !text.contains('"'),
                 "{table}: {text}"
+            );
+        }
+    }
+
+    /// The configuration of the page that `[web]` and `transports` make.
+    #[cfg(feature = "web")]
+    async fn page(transports: &str) -> PageConfig {
+        let document = format!(
+            "
+{transports}
+[web]
+bind = \"127.0.0.1:0\"
+[authenticators.guests]
+kind = \"anonymous\"
+prefix = \"~\"
+[authenticators.members]
+kind = \"password\"
+file = \"{}/../configs/users.txt\"
+",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        right(&document).await.page.expect("there is a page")
+    }
+
+    #[cfg(feature = "web")]
+    #[tokio::test]
+    async fn the_page_is_told_where_to_log_in_and_with_what() {
+        use crate::web::Passwords;
+
+        let told = page(
+            "
+[server]
+default_room = \"hall\"
+[names]
+max = 8
+charset = \"unicode\"
+[transports.other]
+kind = \"websocket\"
+bind = \"127.0.0.2:0\"
+path = \"/other\"
+[transports.push]
+kind = \"websocket\"
+bind = \"127.0.0.1:0\"
+path = \"/push\"
+hosts = [\"chat.example\"]
+auth = [\"guests\"]
+",
+        )
+        .await;
+        assert_eq!(told.transport, "push");
+        assert_eq!(
+            serde_json::to_value(told.settings).unwrap(),
+            serde_json::json!({
+                "websocket": "/push", "polling": false, "room": "hall", "password": "none",
+                "names": "1 to 8 letters or digits of any script, without spaces",
+            })
+        );
+
+        let poll = "[transports.poll]\nkind = \"http-polling\"\nbind = \"127.0.0.1:0\"\nauth = ";
+        for (auth, password) in [
+            ("[]", Passwords::None),
+            ("[\"guests\"]", Passwords::None),
+            ("[\"members\"]", Passwords::Required),
+            ("[\"members\", \"guests\"]", Passwords::Optional),
+        ] {
+            let told = page(&format!("{poll}{auth}")).await;
+            assert_eq!(told.transport, "poll");
+            assert_eq!(told.settings.password, password, "{auth}");
+            assert_eq!(
+                (told.settings.websocket, told.settings.polling),
+                (None, true)
             );
         }
     }
