@@ -1,16 +1,16 @@
 //! The floor: one thread, one epoll, one non-blocking write of bytes encoded once per member and
 //! message.
 //!
-//! It answers `login`, `join`, `send`, `ping` and `logout` as the protocol says and nothing else;
-//! every connection that joins is a member of the one room. There are no limits, checks, history or
-//! names to keep unique: whatever a server costs above this is what it asks for those. A whole
-//! round of readiness is read before anything is written.
+//! It answers `login`, `join`, `send`, `ping` and `logout` as the protocol says and nothing else; a connection is in one
+//! room at most. There are no limits, checks, history or names to keep unique: whatever a server costs above this is
+//! what it asks for those. A whole round of readiness is read before anything is written.
 //!
 //! It is for loopback and a client that is trusted; still nothing grows without bound: a member
 //! that does not read is dropped, and so is one whose frame never ends.
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     io::{self, Read, Write},
     net::SocketAddr,
     sync::{
@@ -35,6 +35,8 @@ use crate::{
 
 /// Bytes that may wait for a member that does not read; one that needs more is dropped.
 const PARKED_BYTES: usize = 256 * 1024;
+/// Rooms there may be.
+const ROOMS: usize = 100_000;
 /// Bytes taken from one connection in one turn.
 const READ_BYTES: usize = 64 * 1024;
 const LISTENER: Token = Token(usize::MAX);
@@ -136,7 +138,7 @@ impl Floor {
         let mut events = Events::with_capacity(1024);
         let mut scratch = vec![0; READ_BYTES];
         let mut conns: Slab<Conn> = Slab::new();
-        let mut room = Room::new(self.framing);
+        let mut house = House::new(self.framing);
         // Connections that had more than one read's worth. Readiness is told on its edge only, so
         // that they have to be remembered.
         let mut unread: Vec<usize> = Vec::new();
@@ -151,7 +153,14 @@ impl Floor {
                 other => other?,
             }
             for key in std::mem::take(&mut unread) {
-                serve(&mut conns, key, false, &mut room, &mut scratch, &mut unread);
+                serve(
+                    &mut conns,
+                    key,
+                    false,
+                    &mut house,
+                    &mut scratch,
+                    &mut unread,
+                );
             }
             for event in &events {
                 match event.token() {
@@ -169,7 +178,7 @@ impl Floor {
                                 &mut conns,
                                 key,
                                 closed,
-                                &mut room,
+                                &mut house,
                                 &mut scratch,
                                 &mut unread,
                             );
@@ -177,7 +186,7 @@ impl Floor {
                     }
                 }
             }
-            room.tell(&mut conns, self.mode);
+            house.tell(&mut conns, self.mode);
         }
         Ok(())
     }
@@ -211,7 +220,7 @@ fn serve(
     conns: &mut Slab<Conn>,
     key: usize,
     closed: bool,
-    room: &mut Room,
+    house: &mut House,
     scratch: &mut [u8],
     unread: &mut Vec<usize>,
 ) {
@@ -219,7 +228,7 @@ fn serve(
         return;
     };
     loop {
-        match conn.read(key, room, scratch) {
+        match conn.read(key, house, scratch) {
             Reading::Nothing => return,
             Reading::Part | Reading::Whole if closed => (),
             Reading::Part => return unread.push(key),
@@ -227,73 +236,130 @@ fn serve(
             Reading::Over => break,
         }
     }
-    if conns.remove(key).joined {
-        room.members -= 1;
-    }
+    house.remove(conns, key);
 }
 
-/// The one room.
-struct Room {
+/// All rooms.
+struct House {
     framing: Framing,
+    names: HashMap<Box<str>, usize>,
+    rooms: Vec<Room>,
+    /// Rooms with messages of this turn.
+    dirty: Vec<usize>,
+}
+
+struct Room {
     seq: u64,
-    members: usize,
+    members: Vec<usize>,
     /// Messages of this turn, as the members will get them, and where each ends.
     batch: Vec<u8>,
     ends: Vec<usize>,
 }
 
-impl Room {
+/// Where a member is: in which room, and at which place of its list.
+#[derive(Clone, Copy)]
+struct Place {
+    room: usize,
+    at: usize,
+}
+
+impl House {
     fn new(framing: Framing) -> Self {
         Self {
             framing,
-            seq: 0,
-            members: 0,
-            batch: Vec::new(),
-            ends: Vec::new(),
+            names: HashMap::new(),
+            rooms: Vec::new(),
+            dirty: Vec::new(),
         }
     }
 
+    /// Takes a member into the room of this name.
+    fn join(&mut self, name: &str, key: usize) -> Result<Place, Ended> {
+        let room = match self.names.get(name) {
+            Some(room) => *room,
+            None if self.rooms.len() == ROOMS => return Err(Ended),
+            None => {
+                self.names.insert(name.into(), self.rooms.len());
+                self.rooms.push(Room {
+                    seq: 0,
+                    members: Vec::new(),
+                    batch: Vec::new(),
+                    ends: Vec::new(),
+                });
+                self.rooms.len() - 1
+            }
+        };
+        let members = &mut self.rooms[room].members;
+        members.push(key);
+        Ok(Place {
+            room,
+            at: members.len() - 1,
+        })
+    }
+
     /// Numbers a message for the end of this turn; returns its number and time.
-    fn message(&mut self, name: &str, user: &str, text: &str) -> (u64, u64) {
-        self.seq += 1;
+    fn message(&mut self, room: usize, name: &str, user: &str, text: &str) -> (u64, u64) {
+        let framing = self.framing;
+        let (which, room) = (room, &mut self.rooms[room]);
+        room.seq += 1;
         let at = clock::unix_millis();
         let event = Object::Message {
             room: name,
-            seq: self.seq,
+            seq: room.seq,
             at,
             user,
             text,
         };
-        put(self.framing, &event, &mut self.batch);
-        self.ends.push(self.batch.len());
-        (self.seq, at)
+        put(framing, &event, &mut room.batch);
+        room.ends.push(room.batch.len());
+        if room.ends.len() == 1 {
+            self.dirty.push(which);
+        }
+        (room.seq, at)
     }
 
     /// Tells this turn's messages to the members. This is what is measured.
     fn tell(&mut self, conns: &mut Slab<Conn>, mode: Mode) {
-        if self.ends.is_empty() {
-            return;
-        }
-        if mode == Mode::Batch {
-            self.ends.clear();
-            self.ends.push(self.batch.len());
-        }
-        let mut broken = false;
-        let mut start = 0;
-        for end in self.ends.drain(..) {
-            let bytes = &self.batch[start..end];
-            for (_, conn) in conns.iter_mut() {
-                if conn.joined {
-                    conn.write(bytes);
-                    broken |= conn.broken;
-                }
+        let mut broken = Vec::new();
+        for room in self.dirty.drain(..) {
+            let room = &mut self.rooms[room];
+            if mode == Mode::Batch {
+                room.ends.clear();
+                room.ends.push(room.batch.len());
             }
-            start = end;
+            let mut start = 0;
+            for end in room.ends.drain(..) {
+                let bytes = &room.batch[start..end];
+                for &key in &room.members {
+                    let conn = &mut conns[key];
+                    if !conn.broken {
+                        conn.write(bytes);
+                        if conn.broken {
+                            broken.push(key);
+                        }
+                    }
+                }
+                start = end;
+            }
+            room.batch.clear();
         }
-        self.batch.clear();
-        if broken {
-            conns.retain(|_, conn| !conn.broken);
-            self.members = conns.iter().filter(|(_, conn)| conn.joined).count();
+        for key in broken {
+            self.remove(conns, key);
+        }
+    }
+
+    /// Drops a connection, and takes it out of its room.
+    fn remove(&mut self, conns: &mut Slab<Conn>, key: usize) {
+        let Some(Place { room, at }) = conns.remove(key).place else {
+            return;
+        };
+        let members = &mut self.rooms[room].members;
+        members.swap_remove(at);
+        if let Some(place) = members
+            .get(at)
+            .and_then(|&moved| conns[moved].place.as_mut())
+        {
+            place.at = at;
         }
     }
 }
@@ -301,7 +367,7 @@ impl Room {
 struct Conn {
     stream: TcpStream,
     upgraded: bool,
-    joined: bool,
+    place: Option<Place>,
     broken: bool,
     user: Box<str>,
     /// The beginning of a frame whose rest has not come.
@@ -329,7 +395,7 @@ impl Conn {
         Self {
             stream,
             upgraded,
-            joined: false,
+            place: None,
             broken: false,
             user: Box::default(),
             inbox,
@@ -337,7 +403,7 @@ impl Conn {
         }
     }
 
-    fn read(&mut self, key: usize, room: &mut Room, scratch: &mut [u8]) -> Reading {
+    fn read(&mut self, key: usize, house: &mut House, scratch: &mut [u8]) -> Reading {
         let count = match self.stream.read(scratch) {
             Ok(0) => return Reading::Over,
             Ok(count) => count,
@@ -353,7 +419,7 @@ impl Conn {
             &mut held[..]
         };
         let mut replies = Vec::new();
-        let Ok(used) = self.take(key, room, bytes, &mut replies) else {
+        let Ok(used) = self.take(key, house, bytes, &mut replies) else {
             return Reading::Over;
         };
         if used < bytes.len() {
@@ -375,7 +441,7 @@ impl Conn {
     fn take(
         &mut self,
         key: usize,
-        room: &mut Room,
+        house: &mut House,
         bytes: &mut [u8],
         replies: &mut Vec<u8>,
     ) -> Result<usize, Ended> {
@@ -392,13 +458,13 @@ impl Conn {
             self.upgraded = true;
             used = end;
         }
-        while let Some(piece) = wire::cut(room.framing, &bytes[used..]).map_err(|_| Ended)? {
+        while let Some(piece) = wire::cut(house.framing, &bytes[used..]).map_err(|_| Ended)? {
             let payload = &mut bytes[used..][piece.payload];
             if let Some(mask) = piece.mask {
                 wire::unmask(payload, mask);
             }
             match piece.kind {
-                Kind::Text => self.command(key, room, payload, replies)?,
+                Kind::Text => self.command(key, house, payload, replies)?,
                 Kind::Ping => wire::put_pong(Role::Server, payload, replies),
                 Kind::Pong => (),
                 Kind::Close => return Err(Ended),
@@ -411,14 +477,14 @@ impl Conn {
     fn command(
         &mut self,
         key: usize,
-        room: &mut Room,
+        house: &mut House,
         object: &[u8],
         replies: &mut Vec<u8>,
     ) -> Result<(), Ended> {
         let command: Command<'_> = serde_json::from_slice(object).map_err(|_| Ended)?;
         let id = command.id;
         let name = command.room.as_deref().unwrap_or("lobby");
-        let framing = room.framing;
+        let framing = house.framing;
         match &*command.kind {
             "login" => {
                 self.user = command.user.as_deref().unwrap_or("").into();
@@ -434,15 +500,17 @@ impl Conn {
                 put(framing, &session, replies);
             }
             "join" => {
-                if !self.joined {
-                    self.joined = true;
-                    room.members += 1;
-                }
+                let place = match self.place {
+                    Some(place) => place,
+                    None => house.join(name, key)?,
+                };
+                self.place = Some(place);
+                let room = &house.rooms[place.room];
                 let init = Object::Init {
                     id,
                     room: name,
                     users: [],
-                    count: room.members,
+                    count: room.members.len(),
                     presence: "off",
                     epoch: "floor",
                     seq: room.seq,
@@ -450,19 +518,17 @@ impl Conn {
                 };
                 put(framing, &init, replies);
             }
-            "send" if self.joined => {
-                let (seq, at) =
-                    room.message(name, &self.user, command.text.as_deref().unwrap_or(""));
-                put(
-                    framing,
-                    &Object::Sent {
-                        id,
-                        room: name,
-                        seq,
-                        at,
-                    },
-                    replies,
-                );
+            "send" if let Some(place) = self.place => {
+                let room = place.room;
+                let text = command.text.as_deref().unwrap_or("");
+                let (seq, at) = house.message(room, name, &self.user, text);
+                let sent = Object::Sent {
+                    id,
+                    room: name,
+                    seq,
+                    at,
+                };
+                put(framing, &sent, replies);
             }
             "ping" => put(framing, &Object::Pong { id }, replies),
             "logout" => return Err(Ended),
@@ -615,13 +681,17 @@ mod tests {
 
     #[test]
     fn a_message_has_the_shape_of_a_servers() {
-        let mut room = Room::new(Framing::Lines);
-        let (seq, at) = room.message("bench", "m000001", "a \"quoted\" text\n");
+        let mut house = House::new(Framing::Lines);
+        let place = house.join("bench", 7).ok().unwrap();
+        let (seq, at) = house.message(place.room, "bench", "m000001", "a \"quoted\" text\n");
         let expected = format!(
             r#"{{"type":"message","room":"bench","seq":1,"at":{at},"user":"m000001","text":"a \"quoted\" text\n"}}"#
         );
         assert_eq!(seq, 1);
-        assert_eq!(String::from_utf8(room.batch).unwrap(), expected + "\n");
+        assert_eq!(
+            String::from_utf8(house.rooms[0].batch.clone()).unwrap(),
+            expected + "\n"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt,
     io::{self, BufRead, BufReader, Read},
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -38,13 +38,24 @@ pub enum LaunchError {
     NotListening {
         /// Which.
         program: String,
-        /// The transport asked for.
-        name: &'static str,
+        /// What it was asked for.
+        name: String,
         /// What it did instead.
         why: String,
         /// What it said last.
         tail: Tail,
     },
+}
+
+impl LaunchError {
+    /// What the process said last.
+    #[must_use]
+    pub fn tail(&self) -> Option<&Tail> {
+        match self {
+            Self::NotListening { tail, .. } => Some(tail),
+            Self::Start { .. } => None,
+        }
+    }
 }
 
 /// The last lines of a process, oldest first.
@@ -61,13 +72,15 @@ impl fmt::Display for Tail {
     }
 }
 
-/// Where a program tells its address.
+/// How a program tells its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
-    /// As `listening ADDR`.
+    /// As `listening ADDR` on stdout.
     OnStdout,
-    /// In a log line with `listening`, `transport=NAME` and `addr=ADDR`.
+    /// In log lines with `listening`, `transport=NAME` and `addr=ADDR` on stderr.
     OnStderr,
+    /// Not at all: it was told one, and listens there once it accepts a connection.
+    Nothing(SocketAddr),
 }
 
 /// A process that is killed and waited for when this is dropped.
@@ -80,21 +93,23 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `command` and waits until it tells its address; of several transports, that of the
-    /// one called `name`.
+    /// Starts `command` and waits until it listens. Returns the addresses of the transports in `names`, in their order;
+    /// that of a program that does not name them stands for all.
     ///
     /// # Errors
-    /// If it does not start, ends, or says nothing of the kind within ten seconds.
+    /// If it does not start, ends, or does not listen within ten seconds.
     pub fn start(
         mut command: Command,
         speaks: Speaks,
-        name: &'static str,
-    ) -> Result<(Self, SocketAddr), LaunchError> {
+        names: &[&str],
+    ) -> Result<(Self, Vec<SocketAddr>), LaunchError> {
         let program = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null());
         match speaks {
             Speaks::OnStdout => command.stdout(Stdio::piped()),
-            Speaks::OnStderr => command.stdout(Stdio::null()).stderr(Stdio::piped()),
+            Speaks::OnStderr | Speaks::Nothing(_) => {
+                command.stdout(Stdio::null()).stderr(Stdio::piped())
+            }
         };
         let mut child = command.spawn().map_err(|source| LaunchError::Start {
             program: program.clone(),
@@ -102,7 +117,7 @@ impl Running {
         })?;
         let pipe: Box<dyn Read + Send> = match speaks {
             Speaks::OnStdout => Box::new(child.stdout.take().expect("stdout was piped")),
-            Speaks::OnStderr => Box::new(child.stderr.take().expect("stderr was piped")),
+            _ => Box::new(child.stderr.take().expect("stderr was piped")),
         };
         let tail = Arc::default();
         let (found, addresses) = mpsc::sync_channel(16);
@@ -116,28 +131,69 @@ impl Running {
             tail,
             reader,
         };
+        let listening = match speaks {
+            Speaks::Nothing(addr) => running.accepts(addr).map(|()| vec![addr]),
+            _ => running.tells(&addresses, names),
+        };
+        match listening {
+            Ok(addrs) => Ok((running, addrs)),
+            Err(why) => Err(LaunchError::NotListening {
+                program: running.program.clone(),
+                name: names.join(", "),
+                why,
+                tail: running.tail(),
+            }),
+        }
+    }
+
+    /// Waits for the addresses of `names`.
+    fn tells(
+        &mut self,
+        addresses: &mpsc::Receiver<Listening>,
+        names: &[&str],
+    ) -> Result<Vec<SocketAddr>, String> {
         let start = Stopwatch::start();
-        let why = loop {
+        let mut addrs = vec![None; names.len()];
+        loop {
             match addresses.recv_timeout(START_LIMIT.saturating_sub(start.elapsed())) {
                 Ok(Listening { transport, addr }) => {
-                    if transport.is_none_or(|found| found == name) {
-                        return Ok((running, addr));
+                    for (slot, name) in addrs.iter_mut().zip(names) {
+                        if transport.as_ref().is_none_or(|found| found == name) {
+                            *slot = Some(addr);
+                        }
+                    }
+                    if let Some(addrs) = addrs.iter().copied().collect() {
+                        return Ok(addrs);
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    break format!("{START_LIMIT:?} have passed, and it {}", running.state());
+                    return Err(format!(
+                        "{START_LIMIT:?} have passed, and it {}",
+                        self.state()
+                    ));
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    break format!("it has closed its output and {}", running.state());
+                    return Err(format!("it has closed its output and {}", self.state()));
                 }
             }
-        };
-        Err(LaunchError::NotListening {
-            program: running.program.clone(),
-            name,
-            why,
-            tail: running.tail(),
-        })
+        }
+    }
+
+    /// Waits until somebody accepts connections at `addr`.
+    fn accepts(&mut self, addr: SocketAddr) -> Result<(), String> {
+        let start = Stopwatch::start();
+        loop {
+            let Err(error) = TcpStream::connect_timeout(&addr, START_LIMIT) else {
+                return Ok(());
+            };
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return Err(format!("it {}", self.state()));
+            }
+            if start.elapsed() > START_LIMIT {
+                return Err(format!("nobody accepts connections at {addr}: {error}"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The process's id.
@@ -299,7 +355,7 @@ mod tests {
     fn a_program_that_ends_at_once_is_told_with_its_last_words() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'no such key: [limts]' >&2; exit 3"]);
-        let Err(error) = Running::start(command, Speaks::OnStderr, "line") else {
+        let Err(error) = Running::start(command, Speaks::OnStderr, &["line"]) else {
             panic!("it listens")
         };
         assert!(
@@ -317,19 +373,20 @@ mod tests {
     fn a_program_that_is_not_there_is_told() {
         let command = Command::new("/nonexistent/chinwag");
         assert!(matches!(
-            Running::start(command, Speaks::OnStderr, "line"),
+            Running::start(command, Speaks::OnStderr, &["line"]),
             Err(LaunchError::Start { .. })
         ));
     }
 
     #[test]
-    fn the_transport_asked_for_is_waited_for() {
+    fn every_transport_asked_for_is_waited_for() {
         let mut command = Command::new("sh");
         let lines =
             "listening transport=line addr=127.0.0.1:1\nlistening transport=web addr=127.0.0.1:2";
         command.args(["-c", "echo \"$1\" >&2; exec sleep 600", "sh", lines]);
-        let (running, addr) = Running::start(command, Speaks::OnStderr, "web").unwrap();
-        assert_eq!(addr.port(), 2);
+        let names = ["web", "line"];
+        let (running, addrs) = Running::start(command, Speaks::OnStderr, &names).unwrap();
+        assert_eq!((addrs[0].port(), addrs[1].port()), (2, 1));
         drop(running);
     }
 
@@ -337,11 +394,11 @@ mod tests {
     fn a_process_is_gone_once_it_is_dropped() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo listening 127.0.0.1:1; exec sleep 600"]);
-        let Ok((running, addr)) = Running::start(command, Speaks::OnStdout, "line") else {
+        let Ok((running, addrs)) = Running::start(command, Speaks::OnStdout, &["line"]) else {
             panic!("it starts")
         };
         let pid = running.child.id();
-        assert_eq!(addr.port(), 1);
+        assert_eq!(addrs[0].port(), 1);
         assert!(Path::new(&format!("/proc/{pid}")).exists());
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());

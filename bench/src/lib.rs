@@ -1,24 +1,43 @@
-//! Measures a chinwag server beside the floor: what a bare epoll loop needs for the same work.
+//! Measures chat servers: `chinwag bench`, and the comparison with a floor and with peers behind `bench/run`.
 //!
-//! - [`floor`] is that loop. It speaks just enough of the protocol to be driven by the same client,
-//!   and writes messages of the same shape and length as the server's.
-//! - [`crowd`] is the client's many connections on one thread, [`load`] what it does with them:
-//!   publish at a pace, check every number that every member is sent, and measure.
-//! - [`process`] reads what the server's process used.
-//! - [`compare`] starts floor and server in turns, through [`launch`], and sets them beside each
-//!   other.
+//! - [`command`] is `chinwag bench`: [`scenario`] has what it can find out, [`report`] how that is told, [`plot`] how
+//!   it is drawn.
+//! - [`load`] is one crowd under load: [`crowd`] has its connections on one thread, [`hearing`] checks every event that
+//!   every member is sent, through [`sequence`], and times it. [`wire`] lays frames onto byte streams.
+//! - [`cost`] is what the server's process used meanwhile, out of [`process`]; [`stalled`], [`sockets`] and
+//!   [`syscalls`] ask the system for more.
+//! - [`floor`] is the least that any server could do: a bare epoll loop. [`peers`] are other servers, and [`compare`]
+//!   sets all of them beside each other, started by [`launch`] and [`served`].
 //!
-//! Absent on purpose: TLS, HTTP polling, more than one room, and any code of the server itself, so
-//! that a mistake in it can't hide from the program that measures it.
+//! Absent on purpose: TLS, and any code of the server itself, so that a mistake in it can't hide from the program that
+//! measures it.
 
-pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod compare;
+pub mod cost;
 pub mod crowd;
 pub mod floor;
+pub mod hearing;
+mod hint;
+pub mod interrupt;
 pub mod launch;
+pub mod link;
 pub mod load;
+mod object;
+pub mod peers;
+pub mod plot;
 pub mod process;
+pub mod progress;
 pub mod report;
+pub mod scenario;
+pub mod scrape;
 pub mod sequence;
+pub mod served;
+pub mod sockets;
+pub mod spread;
+pub mod stalled;
+pub mod syscalls;
+pub mod table;
+pub mod target;
 pub mod wire;

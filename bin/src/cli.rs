@@ -22,11 +22,11 @@ use crate::{
 };
 
 /// The configuration is wrong, or a command could not do its work.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// A listener could not be bound.
 const NOT_BOUND: u8 = 2;
 /// The command line is wrong; 64 as in sysexits.h.
-const USAGE: u8 = 64;
+pub(crate) const USAGE: u8 = 64;
 
 /// How long work on other threads, such as hashing a password, is waited for at the end.
 const LAST_WORK: Duration = Duration::from_secs(1);
@@ -52,6 +52,17 @@ enum Command {
         /// The TOML file
         file: PathBuf,
     },
+    /// Talk: at a terminal, or line by line from a pipe
+    #[cfg(feature = "chat")]
+    #[command(after_help = crate::chat::HELP)]
+    Chat(crate::chat::Arguments),
+    /// Load a server, check every delivery and tell what it costs
+    #[cfg(all(feature = "bench", target_os = "linux"))]
+    Bench(Box<chinwag_bench::command::Bench>),
+    /// Make certificates for trying out TLS
+    #[cfg(feature = "cert")]
+    #[command(subcommand)]
+    Cert(crate::cert::Command),
     /// Set a user's password in a file for `kind = "password"`: asked twice, or one line of standard input
     Passwd {
         /// The password file; made where there is none
@@ -70,6 +81,7 @@ Without a command chinwag serves its built-in configuration on loopback:
 Examples:
   chinwag                           Try it: then `nc 127.0.0.1 4020`, and type
                                     {\"type\":\"login\",\"user\":\"Alice\"}
+  chinwag chat                      Talk to whoever is there
   chinwag check chat.toml           Find every mistake before anything starts
   chinwag serve --config chat.toml  Run it
   chinwag passwd users.txt alice    Let alice in
@@ -82,6 +94,7 @@ Exit codes:
   1   the configuration is wrong, or a command could not do its work
   2   a listener could not be bound
   64  the command line is wrong
+`chat` has more of them; `chinwag chat --help` lists them.
 ";
 
 /// Runs the program with the kinds in `plugins`, on the arguments and the environment of the process. A `main` is this
@@ -109,6 +122,14 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
         None => serve(plugins, None),
         Some(Command::Serve { config }) => serve(plugins, config.as_deref()),
         Some(Command::Check { file }) => check(plugins, &file),
+        #[cfg(feature = "chat")]
+        Some(Command::Chat(arguments)) => crate::chat::run(&arguments),
+        #[cfg(all(feature = "bench", target_os = "linux"))]
+        Some(Command::Bench(arguments)) => bench(&arguments),
+        #[cfg(feature = "cert")]
+        Some(Command::Cert(command)) => {
+            crate::cert::run(&command).map(|text| say(io::stdout(), text))
+        }
         Some(Command::Passwd { file, user }) => passwd(&file, &user),
     };
     match done {
@@ -122,13 +143,13 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
 
 /// What ends the program with something other than 0.
 #[derive(Debug)]
-struct Failure {
-    message: String,
-    code: u8,
+pub(crate) struct Failure {
+    pub(crate) message: String,
+    pub(crate) code: u8,
 }
 
 impl Failure {
-    fn new(message: impl Display) -> Self {
+    pub(crate) fn new(message: impl Display) -> Self {
         Self {
             message: format!("error: {message}"),
             code: FAILED,
@@ -285,7 +306,7 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
 
 /// The signals that ask the program to stop.
 #[cfg(unix)]
-struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     /// The terminal was closed. `None` under `nohup`, which is meant to outlive it.
@@ -294,7 +315,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         let is_deaf =
             fs::read_to_string("/proc/self/status").is_ok_and(|text| ignores_hangup(&text));
@@ -310,7 +331,7 @@ impl Signals {
     }
 
     /// The first that comes.
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,
@@ -346,15 +367,15 @@ fn ignores_hangup(status: &str) -> bool {
 
 /// The signals that ask the program to stop.
 #[cfg(not(unix))]
-struct Signals;
+pub(crate) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         if tokio::signal::ctrl_c().await.is_err() {
             // Nothing will ever ask: the server runs until it is killed.
             std::future::pending::<()>().await;
@@ -428,6 +449,20 @@ fn summary(name: &str, loaded: &Loaded) -> String {
         text = text + "\n" + row.trim_end();
     }
     text
+}
+
+/// Loads a server; without an address one of this very program.
+#[cfg(all(feature = "bench", target_os = "linux"))]
+fn bench(arguments: &chinwag_bench::command::Bench) -> Result<(), Failure> {
+    let own = std::env::current_exe().ok();
+    match arguments.run(own.as_deref()) {
+        Ok(0) => Ok(()),
+        Ok(faults) => Err(Failure::new(format_args!("the run had {faults} faults"))),
+        Err(error) => Err(Failure {
+            message: format!("error: {}", error.explain()),
+            code: if error.is_usage() { USAGE } else { FAILED },
+        }),
+    }
 }
 
 #[cfg(feature = "password")]
@@ -504,7 +539,7 @@ mod tests {
         let mut command = Cli::command().term_width(80);
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["serve", "check", "passwd"] {
+        for name in ["serve", "check", "chat", "bench", "cert", "passwd"] {
             let sub = command.find_subcommand_mut(name).unwrap();
             text = text + "\n---- " + name + "\n" + &sub.render_help().to_string();
         }

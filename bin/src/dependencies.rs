@@ -56,7 +56,7 @@ fn every_required_package_is_a_direct_dependency_where_it_does_its_job() {
         [
             "async-trait: chinwag, chinwag-auth, chinwag-core, chinwag-transports",
             "figment: chinwag",
-            "hyper: chinwag, chinwag-transports",
+            "hyper: chinwag, chinwag-auth, chinwag-transports",
             "metrics: chinwag, chinwag-core",
             "metrics-exporter-prometheus: chinwag",
             "serde: chinwag, chinwag-auth, chinwag-core, chinwag-transports",

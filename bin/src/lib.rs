@@ -16,6 +16,10 @@
 //!
 //! [`Server`] starts the same thing inside another program, or inside a test.
 
+#[cfg(feature = "cert")]
+mod cert;
+#[cfg(feature = "chat")]
+mod chat;
 mod cli;
 mod config;
 #[cfg(test)]
@@ -24,8 +28,10 @@ mod logging;
 mod metrics;
 mod plugins;
 mod server;
-#[cfg(feature = "password")]
+#[cfg(any(feature = "chat", feature = "password"))]
 mod terminal;
+#[cfg(feature = "web")]
+mod web;
 
 pub use chinwag_auth as auth;
 pub use chinwag_core as core;

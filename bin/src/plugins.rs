@@ -69,6 +69,12 @@ impl Plugins {
         let plugins = plugins.authenticator::<chinwag_auth::Anonymous>();
         #[cfg(feature = "password")]
         let plugins = plugins.authenticator::<chinwag_auth::Password>();
+        #[cfg(feature = "http")]
+        let plugins = plugins.authenticator::<chinwag_auth::Http>();
+        #[cfg(feature = "exec")]
+        let plugins = plugins.authenticator::<chinwag_auth::Exec>();
+        #[cfg(feature = "jwt")]
+        let plugins = plugins.authenticator::<chinwag_auth::Jwt>();
         plugins
     }
 

@@ -6,10 +6,12 @@ use chinwag_core::{ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, clock};
 use chinwag_transports::{BindContext, BindError, Listeners, Transport};
 use tracing::{error, info};
 
+#[cfg(feature = "web")]
+use crate::web;
 use crate::{
     config::{ConfigError, Draft, Loaded, LoadedTransport, Source},
     metrics::{self, Endpoint, Health},
-    plugins::Plugins,
+    plugins::{Plugins, ReadyToBind},
 };
 
 /// How long answers of the metrics endpoint may take once all else has stopped.
@@ -60,6 +62,8 @@ impl Server {
             transports,
             authenticators,
             metrics,
+            #[cfg(feature = "web")]
+            page,
             document,
             ..
         } = loaded;
@@ -79,11 +83,28 @@ impl Server {
         let mut failures = Vec::new();
         let mut bound: Vec<(String, Box<dyn Transport>)> = Vec::new();
         let listeners = Listeners::default();
+        #[cfg(feature = "web")]
+        let mut shared = None;
         for transport in transports {
             let name = transport.name.clone();
-            match bind(transport, &hub, &listeners, idle).await {
+            let (ready, cx) = context(transport, &hub, &listeners, idle);
+            #[cfg(feature = "web")]
+            if page.as_ref().is_some_and(|page| page.transport == name) {
+                shared = Some(cx.clone());
+            }
+            match ready.bind(cx).await {
                 Ok(transport) => bound.push((name, transport)),
                 Err(error) => failures.push(ListenError::Transport(error)),
+            }
+        }
+        // Where a transport could not be bound there is enough to say already.
+        #[cfg(feature = "web")]
+        if failures.is_empty()
+            && let (Some(page), Some(cx)) = (page, shared)
+        {
+            match web::serve(&cx, &page.settings).await {
+                Ok(address) => info!("The chat page is at http://{address}/"),
+                Err(error) => failures.push(ListenError::Page(error)),
             }
         }
         let endpoint = match metrics {
@@ -197,12 +218,13 @@ impl Drop for Life {
     }
 }
 
-async fn bind(
+/// A transport with what it is bound with.
+fn context(
     transport: LoadedTransport,
     hub: &Hub,
     listeners: &Listeners,
     idle: Duration,
-) -> Result<Box<dyn Transport>, BindError> {
+) -> (Box<dyn ReadyToBind>, BindContext) {
     let listener = transport.listener;
     let scope = hub.scope(ScopeConfig {
         name: transport.name.clone(),
@@ -218,7 +240,7 @@ async fn bind(
         scope,
         listeners.clone(),
     );
-    transport.ready.bind(cx).await
+    (transport.ready, cx)
 }
 
 /// A failure that no free port mends: what the file says twice.
@@ -227,6 +249,11 @@ fn clash(error: &ListenError) -> Option<ConfigFault> {
         ListenError::Transport(BindError::Path { transport, path }) => Some(ConfigFault {
             key: format!("transports.{transport}"),
             message: format!("another transport on the same bind has the path {path:?}"),
+        }),
+        #[cfg(feature = "web")]
+        ListenError::Page(BindError::Path { path, .. }) => Some(ConfigFault {
+            key: "web.bind".into(),
+            message: format!("a transport on the same bind has the page's path {path:?}"),
         }),
         _ => None,
     }
@@ -251,6 +278,10 @@ pub enum ListenError {
     /// That of a transport.
     #[error(transparent)]
     Transport(#[from] BindError),
+    /// That of `[web]`.
+    #[cfg(feature = "web")]
+    #[error("web: the page can't be served")]
+    Page(#[source] BindError),
     /// That of `[metrics]`.
     #[error("metrics: can't bind {address}")]
     Metrics {

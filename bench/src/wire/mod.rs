@@ -1,8 +1,12 @@
-//! How objects are laid onto a byte stream and cut out of it again: lines and WebSocket frames, in
-//! both directions.
+//! How objects are laid onto a byte stream and cut out of it again: lines and WebSocket frames in
+//! both directions, and beside them [`http`], [`mqtt`] and [`nats`] as a client needs them.
 //!
 //! Enough of RFC 6455 for two programs that know each other: no extensions and no fragments.
 //! Anything else is an error and never skipped.
+
+pub mod http;
+pub mod mqtt;
+pub mod nats;
 
 use std::ops::Range;
 
@@ -84,6 +88,15 @@ pub enum WireError {
     /// A bit that only an extension may set.
     #[error("a frame has reserved bits set")]
     Reserved,
+    /// An HTTP answer that this program can't take apart.
+    #[error("an HTTP answer {0}")]
+    Http(&'static str),
+    /// A packet that is no MQTT 3.1.1, or none that a subscriber at QoS 0 is sent.
+    #[error("an MQTT packet begins with {0:#04x}")]
+    Mqtt(u8),
+    /// A line that is not part of the NATS protocol.
+    #[error("a line is no part of the NATS protocol: {0:?}")]
+    Nats(String),
 }
 
 /// Cuts the first frame or line out of `bytes`; `None` while it is incomplete. Empty lines are

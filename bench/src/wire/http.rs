@@ -1,0 +1,83 @@
+//! Answers of an HTTP/1.1 server, as a client that polls reads them: a status and a body of known length.
+
+use std::ops::Range;
+
+use super::{MAX_FRAME, WireError, head_end, header};
+
+/// The longest head that is taken.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// One answer within the bytes it was cut from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// Where the body lies.
+    pub body: Range<usize>,
+    /// Whether the server closes the connection after it.
+    pub last: bool,
+}
+
+/// Cuts the first answer out of `bytes`; `None` while it is incomplete.
+///
+/// # Errors
+/// What is no answer of HTTP/1.1 with a `Content-Length`, or is longer than the longest frame.
+pub fn cut(bytes: &[u8]) -> Result<Option<Answer>, WireError> {
+    let Some(end) = head_end(bytes) else {
+        return if bytes.len() > MAX_HEAD {
+            Err(WireError::TooLong)
+        } else {
+            Ok(None)
+        };
+    };
+    let head = std::str::from_utf8(&bytes[..end])
+        .map_err(|_| WireError::Http("has a head of odd bytes"))?;
+    let status = head
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3)?.parse().ok())
+        .ok_or(WireError::Http("does not begin with HTTP/1.1 and a status"))?;
+    let length: usize = header(head, "content-length")
+        .and_then(|value| value.parse().ok())
+        .ok_or(WireError::Http("has no Content-Length"))?;
+    if length > MAX_FRAME {
+        return Err(WireError::TooLong);
+    }
+    let last = header(head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let body = end..end + length;
+    Ok((bytes.len() >= body.end).then_some(Answer { status, body, last }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 ";
+
+    #[test]
+    fn an_answer_ends_with_its_body() {
+        let answer = cut(ANSWER).unwrap().unwrap();
+        assert_eq!((answer.status, answer.last), (200, false));
+        assert_eq!(&ANSWER[answer.body.clone()], b"{}");
+        assert_eq!(cut(&ANSWER[..answer.body.end - 1]), Ok(None));
+    }
+
+    #[test]
+    fn a_server_may_say_that_it_closes() {
+        let answer = b"HTTP/1.1 429 X\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+        let answer = cut(answer).unwrap().unwrap();
+        assert_eq!((answer.status, answer.last), (429, true));
+        assert!(answer.body.is_empty());
+    }
+
+    #[test]
+    fn what_has_no_length_or_is_no_answer_is_refused() {
+        for bytes in [
+            &b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
+            b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n",
+            &[b'x'; MAX_HEAD + 1],
+        ] {
+            assert!(cut(bytes).is_err());
+        }
+    }
+}
