@@ -47,5 +47,7 @@ pub use revocation::{Granted, Revocations};
 pub use room::{Proposal, Room};
 pub use rooms::RoomPattern;
 pub use scope::{ChainLink, Peer, Scope, ScopeConfig};
-pub use telemetry::{RefusedReason, Telemetry, TransportMetrics};
+pub use telemetry::{
+    RefusedReason, Telemetry, TlsExpiry, TlsFailure, TlsMetrics, TransportMetrics,
+};
 pub use validate::BUILTIN_VALIDATORS;

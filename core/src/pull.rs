@@ -353,13 +353,8 @@ fn too_many_commands() -> Refusal {
 }
 
 fn body(page: &Page, superseded: bool) -> Bytes {
-    let mut body = Vec::with_capacity(
-        page.events
-            .iter()
-            .map(|event| event.len() + 1)
-            .sum::<usize>()
-            + 64,
-    );
+    let events: usize = page.events.iter().map(|event| event.len() + 1).sum();
+    let mut body = Vec::with_capacity(events + 96);
     body.extend_from_slice(b"{\"events\":[");
     for (index, event) in page.events.iter().enumerate() {
         if index > 0 {
@@ -367,13 +362,14 @@ fn body(page: &Page, superseded: bool) -> Bytes {
         }
         body.extend_from_slice(event);
     }
-    let flag = if superseded {
-        ",\"superseded\":true"
-    } else {
-        ""
-    };
-    body.extend_from_slice(
-        format!("],\"first\":{},\"next\":{}{flag}}}", page.first, page.next).as_bytes(),
-    );
+    let mut number = itoa::Buffer::new();
+    body.extend_from_slice(b"],\"first\":");
+    body.extend_from_slice(number.format(page.first).as_bytes());
+    body.extend_from_slice(b",\"next\":");
+    body.extend_from_slice(number.format(page.next).as_bytes());
+    if superseded {
+        body.extend_from_slice(b",\"superseded\":true");
+    }
+    body.push(b'}');
     body.into()
 }

@@ -210,6 +210,212 @@ impl RefusedReason {
     }
 }
 
+/// Why a TLS handshake came to nothing, or a client's certificate is not good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TlsFailure {
+    /// It took longer than `handshake_timeout`.
+    Timeout,
+    /// No version, cipher suite, group, signature or application protocol in common.
+    Incompatible,
+    /// No certificate, where one is required.
+    NoCertificate,
+    /// The certificate, or one that leads to it, is past its end.
+    Expired,
+    /// The certificate, or one that leads to it, is before its beginning.
+    NotYetValid,
+    /// No way leads from the certificate to a configured CA: another CA, none, one that may not sign, or a certificate
+    /// between them is missing.
+    UnknownCa,
+    /// A signature is wrong: of a certificate, say by a CA of the same name or because it was altered, or of the
+    /// handshake by whoever does not hold the key.
+    BadSignature,
+    /// A key or a signature of a kind that proves nothing: RSA below 2048 bits, SHA-1, an odd curve.
+    Weak,
+    /// The certificate is not for clients.
+    WrongUsage,
+    /// The certificate, or one that leads to it, is revoked.
+    Revoked,
+    /// The list of revoked certificates is past its next update.
+    StaleCrl,
+    /// No list tells whether the certificate is revoked, or the list can't be trusted.
+    UnknownRevocation,
+    /// The certificate can't be read, or breaks a rule of its own.
+    BadCertificate,
+    /// What came is no TLS, or breaks its rules.
+    Malformed,
+    /// The peer gave up with an alert, say because it does not trust the server's certificate.
+    Alert,
+    /// The connection was closed or lost.
+    Closed,
+    /// Anything else.
+    Other,
+}
+
+impl TlsFailure {
+    const ALL: [Self; 17] = [
+        Self::Timeout,
+        Self::Incompatible,
+        Self::NoCertificate,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::UnknownCa,
+        Self::BadSignature,
+        Self::Weak,
+        Self::WrongUsage,
+        Self::Revoked,
+        Self::StaleCrl,
+        Self::UnknownRevocation,
+        Self::BadCertificate,
+        Self::Malformed,
+        Self::Alert,
+        Self::Closed,
+        Self::Other,
+    ];
+
+    /// The word for it in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Incompatible => "incompatible",
+            Self::NoCertificate => "no_certificate",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::UnknownCa => "unknown_ca",
+            Self::BadSignature => "bad_signature",
+            Self::Weak => "weak",
+            Self::WrongUsage => "wrong_usage",
+            Self::Revoked => "revoked",
+            Self::StaleCrl => "stale_crl",
+            Self::UnknownRevocation => "unknown_revocation",
+            Self::BadCertificate => "bad_certificate",
+            Self::Malformed => "malformed",
+            Self::Alert => "alert",
+            Self::Closed => "closed",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What of a TLS table has an end in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsExpiry {
+    /// The server's certificate, or one that leads to it.
+    Certificate,
+    /// A CA that clients' certificates are checked against.
+    ClientCa,
+    /// A list of revoked certificates: its next update is due.
+    Crl,
+}
+
+impl TlsExpiry {
+    const ALL: [Self; 3] = [Self::Certificate, Self::ClientCa, Self::Crl];
+
+    /// The word for it in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::ClientCa => "client_ca",
+            Self::Crl => "crl",
+        }
+    }
+}
+
+/// The handles of one TLS table.
+#[derive(Debug)]
+pub struct TlsMetrics {
+    handshakes: [Counter; 2],
+    failures: [Counter; TlsFailure::ALL.len()],
+    seconds: Histogram,
+    reloads: [Counter; 2],
+    expiry: [Option<Gauge>; TlsExpiry::ALL.len()],
+}
+
+impl TlsMetrics {
+    /// Registers the series of the table `[tls.<table>]` with `recorder`. Of what ends in time only `expiring` is
+    /// there: the gauge of a list that nobody configured would read as one that ended in 1970.
+    #[must_use]
+    pub fn register(
+        recorder: &dyn metrics::Recorder,
+        table: &str,
+        expiring: &[TlsExpiry],
+    ) -> Arc<Self> {
+        let name = || table.to_owned();
+        metrics::with_local_recorder(recorder, || {
+            describe_tls();
+            Arc::new(Self {
+                handshakes: ["full", "resumed"].map(
+                    |kind| counter!("chinwag_tls_handshakes_total", "tls" => name(), "kind" => kind),
+                ),
+                failures: TlsFailure::ALL.map(|reason| {
+                    counter!("chinwag_tls_failures_total", "tls" => name(), "reason" => reason.label())
+                }),
+                seconds: histogram!("chinwag_tls_handshake_seconds", "tls" => name()),
+                reloads: ["ok", "failed"].map(|outcome| {
+                    counter!("chinwag_config_reloads_total", "what" => "tls", "name" => name(), "outcome" => outcome)
+                }),
+                expiry: TlsExpiry::ALL.map(|what| {
+                    expiring.contains(&what).then(|| {
+                        gauge!("chinwag_tls_expiry_timestamp_seconds", "tls" => name(), "what" => what.label())
+                    })
+                }),
+            })
+        })
+    }
+
+    /// Counts a handshake that led to a connection.
+    pub fn shook(&self, is_resumed: bool, took: Duration) {
+        self.handshakes[usize::from(is_resumed)].increment(1);
+        self.seconds.record(took.as_secs_f64());
+    }
+
+    /// Counts one that did not, or a certificate that was found bad later.
+    pub fn failed(&self, failure: TlsFailure) {
+        self.failures[failure as usize].increment(1);
+    }
+
+    /// Counts that the table's files were read anew.
+    pub fn reloaded(&self, is_ok: bool) {
+        self.reloads[usize::from(!is_ok)].increment(1);
+    }
+
+    /// Tells when the first of its kind ends, in seconds since the Unix epoch.
+    pub fn expires(&self, what: TlsExpiry, unix_seconds: u64) {
+        if let Some(gauge) = &self.expiry[what as usize] {
+            // Exact until the year 285 million.
+            #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
+            gauge.set(unix_seconds as f64);
+        }
+    }
+}
+
+fn describe_tls() {
+    describe_counter!(
+        "chinwag_tls_handshakes_total",
+        "TLS handshakes that led to a connection."
+    );
+    describe_counter!(
+        "chinwag_tls_failures_total",
+        "TLS handshakes that failed and certificates refused after one, by reason."
+    );
+    describe_histogram!(
+        "chinwag_tls_handshake_seconds",
+        Unit::Seconds,
+        "Time that a TLS handshake took, the client's part included."
+    );
+    describe_counter!(
+        "chinwag_config_reloads_total",
+        "Files of the configuration read anew."
+    );
+    describe_gauge!(
+        "chinwag_tls_expiry_timestamp_seconds",
+        Unit::Seconds,
+        "When the first certificate, CA or list of revoked certificates ends, in Unix time."
+    );
+}
+
 impl Telemetry {
     /// Registers every series with `recorder`; `transports`, `authenticators` and `managers` (of sessions) are the
     /// configured names.
@@ -444,6 +650,12 @@ mod tests {
         }
         for (index, reason) in RefusedReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
+        }
+        for (index, reason) in TlsFailure::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        for (index, what) in TlsExpiry::ALL.into_iter().enumerate() {
+            assert_eq!(what as usize, index);
         }
     }
 }

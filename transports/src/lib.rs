@@ -16,6 +16,7 @@ mod proxy;
 mod socket;
 #[cfg(feature = "tcp")]
 mod tcp;
+pub mod tls;
 #[cfg(feature = "websocket")]
 mod websocket;
 

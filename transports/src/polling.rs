@@ -10,8 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chinwag_core::{
     ErrorCode, Hub, PullSession, Refusal, RefusedReason, Reply, Scope, TransportMetrics,
-    config::{Later, Span},
-    plugin::BuildError,
+    config::Span, plugin::BuildError,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, request::Parts};
 use hyper::body::{Body, Incoming};
@@ -23,6 +22,10 @@ use crate::{
     http::{self as web, Answer, BodyError, bad_request},
     origin,
 };
+
+mod gzip;
+
+use gzip::Gzip;
 
 /// The most bytes of a log-in: whoever sends it is still a stranger.
 const LOGIN_BYTES: usize = 8 << 10;
@@ -44,8 +47,9 @@ pub struct PollingConfig {
     pub poll_pace: Span,
     /// The most events of one answer; a greater `max` is cut to it. At least 1. Default: 1000.
     pub max_events: usize,
-    /// Not built yet; only `false`.
-    pub gzip: Later<bool>,
+    /// Whether answers of 1 KiB to 256 KiB are compressed for clients that accept gzip, as long as no more than 16 MiB
+    /// a second are. Answers to log-ins never are. Default: `true`.
+    pub gzip: bool,
 }
 
 impl Default for PollingConfig {
@@ -56,7 +60,7 @@ impl Default for PollingConfig {
             max_wait: Span::secs(30),
             poll_pace: Span::millis(100),
             max_events: 1000,
-            gzip: Later::default(),
+            gzip: true,
         }
     }
 }
@@ -132,6 +136,7 @@ impl TransportConfig for PollingConfig {
             hub: cx.hub,
             scope: cx.scope,
             body_timeout: cx.listener.body_timeout.0,
+            gzip: self.gzip.then(Gzip::new),
             config: self,
         });
         for resource in Resource::ALL {
@@ -193,6 +198,8 @@ struct Polling {
     metrics: Arc<TransportMetrics>,
     config: PollingConfig,
     body_timeout: Duration,
+    /// `None`: switched off.
+    gzip: Option<Gzip>,
 }
 
 struct Endpoint {
@@ -219,7 +226,8 @@ impl HttpRoute for Endpoint {
         } = &*self.polling;
         let (parts, body) = request.into_parts();
         let origin = match config.origins.check(&parts.headers, peer) {
-            Ok(origin) => origin.cloned(),
+            // A copy: the header's value would keep the whole head for as long as a poll waits.
+            Ok(origin) => origin.map(copied),
             Err(refusal) => {
                 metrics.refused(RefusedReason::Origin);
                 return Box::pin(ready(web::refused(&refusal)));
@@ -229,7 +237,8 @@ impl HttpRoute for Endpoint {
         let begun = self.begin(&parts, body, peer);
         Box::pin(async move {
             let done = match begun {
-                Ok(work) => work.await,
+                Ok(Work::Poll(poll)) => self.polling.poll(poll).await,
+                Ok(Work::Other(work)) => work.await,
                 Err(refused) => Err(refused),
             };
             let mut answer = done.unwrap_or_else(Refused::into_answer);
@@ -238,13 +247,37 @@ impl HttpRoute for Endpoint {
             }
             let cookies = config.session_id.contains(&IdPlace::Cookie);
             config.origins.permit(&mut answer, origin.as_ref(), cookies);
+            if self.resource != Resource::Session && self.polling.gzip.is_some() {
+                let vary = HeaderValue::from_static("Origin, Accept-Encoding");
+                answer.headers_mut().insert(header::VARY, vary);
+            }
             answer
         })
     }
 }
 
 /// What is left to do for a request when its head was read.
-type Work<'a> = Pin<Box<dyn Future<Output = Result<Answer, Refused>> + Send + 'a>>;
+enum Work<'a> {
+    /// By itself, since most requests are polls, and most memory is theirs.
+    Poll(Poll),
+    Other(Pin<Box<dyn Future<Output = Result<Answer, Refused>> + Send + 'a>>),
+}
+
+impl<'a> Work<'a> {
+    fn other(work: impl Future<Output = Result<Answer, Refused>> + Send + 'a) -> Self {
+        Self::Other(Box::pin(work))
+    }
+}
+
+/// A `GET /v1/events` that was understood.
+struct Poll {
+    session: PullSession,
+    ack: Option<u64>,
+    wait: Duration,
+    most: usize,
+    zips: bool,
+    body: Incoming,
+}
 
 impl Endpoint {
     fn begin<'a>(
@@ -263,12 +296,12 @@ impl Endpoint {
                 let mut answer = web::empty();
                 let allow = HeaderValue::from_static(resource.methods());
                 answer.headers_mut().insert(header::ALLOW, allow);
-                Ok(Box::pin(ready(Ok(answer))))
+                Ok(Work::other(ready(Ok(answer))))
             }
             (resource, _) => {
                 polling.metrics.refused(RefusedReason::NotFound);
                 let answer = web::method_not_allowed(resource.methods());
-                Ok(Box::pin(ready(Ok(answer))))
+                Ok(Work::other(ready(Ok(answer))))
             }
         }
     }
@@ -314,7 +347,7 @@ impl Polling {
         let credentials = self.counted(web::credentials(&parts.headers).map_err(Refused::from))?;
         let media = Media::of(&parts.headers);
         let limit = LOGIN_BYTES.min(self.hub.limits().frame_bytes.0);
-        Ok(Box::pin(async move {
+        Ok(Work::other(async move {
             let body = self.read(body, limit).await?;
             self.counted(media.suits(&body))?;
             let opened = self
@@ -351,7 +384,7 @@ impl Polling {
         peer: &'a HttpPeer,
     ) -> Result<Work<'a>, Refused> {
         let (session, place) = self.find(parts, peer)?;
-        Ok(Box::pin(async move {
+        Ok(Work::other(async move {
             self.skip(body).await?;
             let mut answer = answer_with(session.logout().await);
             if place == IdPlace::Cookie {
@@ -371,8 +404,9 @@ impl Polling {
     ) -> Result<Work<'a>, Refused> {
         let (session, _) = self.find(parts, peer)?;
         let media = Media::of(&parts.headers);
+        let zips = self.zips(parts);
         let limit = session.frame_bytes();
-        Ok(Box::pin(async move {
+        Ok(Work::other(async move {
             let body = match web::read_body(body, limit, self.body_timeout).await {
                 Ok(body) => body,
                 Err(BodyError::TooLarge) => {
@@ -384,13 +418,17 @@ impl Polling {
                 Err(BodyError::Broken) => return Err(self.broken()),
             };
             media.suits(&body).map_err(|refused| refused.by(&session))?;
-            Ok(answer_with(session.command(&body).await))
+            let reply = session.command(&body).await;
+            Ok(match &reply.refusal {
+                None => self.ok(reply.json, zips),
+                Some(refusal) => web::refused_with(refusal, reply.json),
+            })
         }))
     }
 
     /// `GET /v1/events`.
     fn events<'a>(
-        &'a self,
+        &self,
         parts: &Parts,
         body: Incoming,
         peer: &HttpPeer,
@@ -398,19 +436,47 @@ impl Polling {
         let (session, _) = self.find(parts, peer)?;
         let query = Query::read(parts.uri.query().unwrap_or_default())
             .map_err(|refusal| Refused::from(refusal).by(&session))?;
-        let wait = Duration::from_secs(query.wait).min(self.config.max_wait.0);
         let most = query.max.map_or(self.config.max_events, |max| {
             usize::try_from(max).unwrap_or(usize::MAX)
         });
-        let most = most.min(self.config.max_events);
-        let pace = self.config.poll_pace.0;
-        Ok(Box::pin(async move {
-            if !body.is_end_stream() {
-                Box::pin(self.skip(body)).await?;
-            }
-            let body = session.poll(query.ack, wait, most, pace).await?;
-            Ok(web::json(StatusCode::OK, body))
+        Ok(Work::Poll(Poll {
+            session,
+            ack: query.ack,
+            wait: Duration::from_secs(query.wait).min(self.config.max_wait.0),
+            most: most.min(self.config.max_events),
+            zips: self.zips(parts),
+            body,
         }))
+    }
+
+    async fn poll(&self, poll: Poll) -> Result<Answer, Refused> {
+        if !poll.body.is_end_stream() {
+            Box::pin(self.skip(poll.body)).await?;
+        }
+        let pace = self.config.poll_pace.0;
+        let body = poll
+            .session
+            .poll(poll.ack, poll.wait, poll.most, pace)
+            .await?;
+        Ok(self.ok(body, poll.zips))
+    }
+
+    /// Whether the answer to a request may be compressed.
+    fn zips(&self, parts: &Parts) -> bool {
+        self.gzip.is_some() && gzip::is_accepted(&parts.headers)
+    }
+
+    /// 200 and `body`, compressed where `zips` and where it is worth it.
+    fn ok(&self, body: Bytes, zips: bool) -> Answer {
+        let (body, is_zipped) = match &self.gzip {
+            Some(gzip) if zips => gzip.apply(body),
+            _ => (body, false),
+        };
+        let mut answer = web::json(StatusCode::OK, body);
+        if is_zipped {
+            gzip::mark(&mut answer);
+        }
+        answer
     }
 
     /// The session whose id the request carries, and where.
@@ -471,6 +537,10 @@ impl Polling {
         self.metrics.refused(RefusedReason::BadRequest);
         bad_request("The body could not be read.").into()
     }
+}
+
+fn copied(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).expect("it was a value before")
 }
 
 /// 200 and the reply, or the status of the error that it is.
@@ -648,17 +718,29 @@ struct Query {
 impl Query {
     fn read(query: &str) -> Result<Self, Refusal> {
         let (mut ack, mut wait, mut max) = (None, None, None);
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            let (slot, name) = match &*key {
+        let mut read = |key: &str, value: &str| {
+            let (slot, name) = match key {
                 "ack" => (&mut ack, "ack"),
                 "wait" => (&mut wait, "wait"),
                 "max" => (&mut max, "max"),
-                _ => continue,
+                _ => return Ok(()),
             };
-            let number = whole(&value)
+            let number = whole(value)
                 .ok_or_else(|| bad_request(format!("{name} is a whole number, 0 or more.")))?;
             if slot.replace(number).is_some() {
                 return Err(bad_request(format!("{name} stands there twice.")));
+            }
+            Ok(())
+        };
+        if query.contains(['%', '+']) {
+            for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+                read(&key, &value)?;
+            }
+        } else {
+            // As it is with nearly every poll, of which there are many.
+            for pair in query.split('&') {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                read(key, value)?;
             }
         }
         if max == Some(0) {

@@ -10,6 +10,8 @@
 mod answer;
 mod authorization;
 mod body;
+mod connection;
+mod encode;
 mod host;
 mod socket;
 
@@ -20,8 +22,11 @@ use std::{
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -29,7 +34,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chinwag_core::{ErrorCode, Lifecycle, Peer, Refusal, RefusedReason};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body, Incoming},
+    service::Service,
+    upgrade::OnUpgrade,
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
@@ -49,8 +58,6 @@ use crate::{
 };
 use socket::{End, HttpSocket, Watch, drive};
 
-/// The most bytes of a request's head, and of what is read ahead of a slow route.
-const HEAD: usize = 16 << 10;
 /// What answers the requests to one path.
 ///
 /// A connection's requests run one after another. When the client goes away, the call is dropped at its next await.
@@ -153,7 +160,11 @@ impl HttpPeer {
 ///
 /// `upgrade` is what `hyper::upgrade::on(&mut request)` gives.
 pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
-    let parts = upgrade.await.ok()?.downcast::<TokioIo<HttpSocket>>().ok()?;
+    let parts = upgrade
+        .await
+        .ok()?
+        .downcast::<TokioIo<Box<HttpSocket>>>()
+        .ok()?;
     let (socket, early) = parts.io.into_inner().into_parts();
     let read = if early.is_empty() {
         parts.read_buf
@@ -279,16 +290,13 @@ fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Outp
         watch: Arc::clone(&watch),
         peer,
         permit: accepted.permit,
+        aside: Mutex::default(),
+        waker: Mutex::new(Waker::noop().clone()),
+        host: OnceLock::new(),
+        may_upgrade: AtomicBool::new(false),
     });
-    let service = service_fn(move |request| Answering::to(&client, request));
-    let connection = http1::Builder::new()
-        .max_buf_size(HEAD)
-        // The watch has a limit for each stage in its place.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades();
     // Boxed, since a future that is moved into another takes its room twice for as long as it lives.
-    let mut connection = Box::pin(connection);
+    let mut connection = Box::pin(connection::run(Box::new(socket), client));
     async move {
         let peer = peer.address;
         match drive(connection.as_mut(), &watch, &stopped).await {
@@ -308,6 +316,24 @@ struct Client {
     watch: Arc<Watch>,
     peer: Peer,
     permit: Permit,
+    /// What the service leaves for [`connection`] to do.
+    aside: Mutex<Option<Aside>>,
+    /// That of the connection's task, for the service, which hyper calls without one.
+    waker: Mutex<Waker>,
+    /// The `Host` of an earlier request, which is served: most connections have one for all their requests.
+    host: OnceLock<Box<[u8]>>,
+    /// Whether hyper has been told that the connection may be upgraded.
+    may_upgrade: AtomicBool,
+}
+
+/// What hyper is not asked to do.
+enum Aside {
+    /// To write the answer to a plain request.
+    Answered(Finished),
+    /// To wait for the answer to a plain request, and to write it.
+    Waits(Work),
+    /// A request asks for an upgrade, for which the connection has to be made ready.
+    Upgrade,
 }
 
 impl Client {
@@ -315,16 +341,22 @@ impl Client {
     #[expect(clippy::result_large_err, reason = "the answer is sent as it is")]
     fn route(&self, request: &Request<Incoming>) -> Result<(Arc<dyn HttpRoute>, HttpPeer), Answer> {
         let refuse = |reason| self.shared.door.refused(reason);
-        if has_doubtful_body(request.headers()) {
+        let has_body = !request.body().is_end_stream();
+        if has_body && has_doubtful_body(request.headers()) {
             refuse(RefusedReason::BadRequest);
             let refusal = bad_request("Transfer-Encoding is chunked, once, or not there.");
             return Err(answer::closing(refused(&refusal)));
         }
-        if let Err(answer) = self.shared.hosts.check(request.uri(), request.headers()) {
-            refuse(RefusedReason::Host);
-            return Err(answer);
+        if !self.has_known_host(request) {
+            match self.shared.hosts.check(request.uri(), request.headers()) {
+                Ok(host) => drop(self.host.set(host.as_bytes().into())),
+                Err(answer) => {
+                    refuse(RefusedReason::Host);
+                    return Err(answer);
+                }
+            }
         }
-        if has_coded_body(request.headers()) {
+        if has_body && has_coded_body(request.headers()) {
             refuse(RefusedReason::BadRequest);
             return Err(answer::coded());
         }
@@ -337,59 +369,145 @@ impl Client {
         let peer = HttpPeer::of(self.peer, &self.permit, request.headers());
         Ok((route, peer))
     }
+
+    /// Whether the one `Host` is the one that was found to be served, and the target names none.
+    fn has_known_host(&self, request: &Request<Incoming>) -> bool {
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let (Some(host), None, Some(known)) = (hosts.next(), hosts.next(), self.host.get()) else {
+            return false;
+        };
+        host.as_bytes() == &**known && request.uri().authority().is_none()
+    }
 }
 
-/// The answer to one request, to be. hyper keeps room for it as long as the connection lasts, so what it waits for is
-/// boxed.
-struct Answering {
-    client: Arc<Client>,
-    /// Browsers may ask anybody with OPTIONS: that proves nothing.
-    asks: bool,
-    work: Result<Pin<Box<dyn Future<Output = Answer> + Send>>, Option<Answer>>,
-}
+/// What hyper gives requests to.
+struct Answers(Arc<Client>);
 
-impl Answering {
-    fn to(client: &Arc<Client>, request: Request<Incoming>) -> Self {
-        client.watch.handling();
-        Self {
-            client: Arc::clone(client),
-            asks: request.method() != Method::OPTIONS,
-            work: match client.route(&request) {
-                Ok((route, peer)) => {
-                    Ok(Box::pin(async move { route.handle(request, &peer).await }))
-                }
-                Err(answer) => Err(Some(answer)),
+impl Service<Request<Incoming>> for Answers {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let client = &self.0;
+        let all_written = client.watch.handling();
+        let is_upgrade = request.extensions().get::<OnUpgrade>().is_some();
+        let is_plain = all_written && !is_upgrade && connection::is_plain(&request);
+        // Browsers may ask anybody with OPTIONS: that proves nothing.
+        let asks = request.method() != Method::OPTIONS;
+        let mut work = match client.route(&request) {
+            Err(answer) => {
+                return Answering {
+                    client: Arc::clone(client),
+                    answer: Promised::Now(Some(Finished::of(answer, asks))),
+                };
+            }
+            Ok((route, peer)) => Work {
+                asks,
+                answer: Box::pin(async move { route.handle(request, &peer).await }),
             },
+        };
+        let answer = if is_plain {
+            // Begun here, so that it lets go of the head before hyper looks for more bytes: then those have room in the
+            // buffer that is there.
+            let waker = client.waker.lock().clone();
+            let begun = work.poll(&mut Context::from_waker(&waker));
+            *client.aside.lock() = Some(match begun {
+                Poll::Ready(answer) => Aside::Answered(answer),
+                Poll::Pending => Aside::Waits(work),
+            });
+            Promised::Elsewhere
+        } else if is_upgrade && !client.may_upgrade.load(Ordering::Relaxed) {
+            *client.aside.lock() = Some(Aside::Upgrade);
+            Promised::Upgrade(work)
+        } else {
+            Promised::Later(work)
+        };
+        Answering {
+            client: Arc::clone(client),
+            answer,
         }
     }
+}
+
+/// A route at work on one request.
+struct Work {
+    asks: bool,
+    answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
+}
+
+impl Work {
+    /// The answer as it is sent. What a panic may have left half done is dropped with the work.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Finished> {
+        let answer = match catch_unwind(AssertUnwindSafe(|| self.answer.as_mut().poll(cx))) {
+            Ok(answer) => ready!(answer),
+            Err(_panic) => {
+                // The panic hook has told what and where.
+                error!("A route panicked; its request is answered with internal.");
+                refused(&Refusal::new(
+                    ErrorCode::Internal,
+                    "A fault of the server; it has been logged.",
+                ))
+            }
+        };
+        Poll::Ready(Finished::of(answer, self.asks))
+    }
+}
+
+/// An answer with what every answer has.
+struct Finished {
+    answer: Answer,
+    /// The client has shown that it knows what it is doing.
+    good: bool,
+}
+
+impl Finished {
+    /// `asks`: the request was for more than a permission.
+    fn of(mut answer: Answer, asks: bool) -> Self {
+        answer
+            .headers_mut()
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-store"));
+        let good = asks && answer.status().is_success();
+        Self { answer, good }
+    }
+
+    /// The answer, which is written from now on.
+    fn begin(self, watch: &Watch) -> Answer {
+        watch.responding(self.good);
+        self.answer
+    }
+}
+
+/// The answer to one request, to be written by hyper.
+struct Answering {
+    client: Arc<Client>,
+    answer: Promised,
+}
+
+enum Promised {
+    Now(Option<Finished>),
+    Later(Work),
+    /// Not begun before the connection is ready to be upgraded.
+    Upgrade(Work),
+    /// By [`connection`], which takes hyper's connection apart.
+    Elsewhere,
 }
 
 impl Future for Answering {
     type Output = Result<Answer, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut answer = match &mut self.work {
-            Err(answer) => answer.take().expect("not polled again after its answer"),
-            // What a panic may have left half done is dropped with the work.
-            Ok(work) => match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-                Ok(answer) => ready!(answer),
-                Err(_panic) => {
-                    // The panic hook has told what and where.
-                    error!("A route panicked; its request is answered with internal.");
-                    refused(&Refusal::new(
-                        ErrorCode::Internal,
-                        "A fault of the server; it has been logged.",
-                    ))
-                }
-            },
+        let Self { client, answer } = &mut *self;
+        let answer = match answer {
+            Promised::Now(answer) => answer.take().expect("not polled again after its answer"),
+            Promised::Upgrade(_) if !client.may_upgrade.load(Ordering::Relaxed) => {
+                return Poll::Pending;
+            }
+            Promised::Later(work) | Promised::Upgrade(work) => ready!(work.poll(cx)),
+            Promised::Elsewhere => return Poll::Pending,
         };
-        answer
-            .headers_mut()
-            .entry(header::CACHE_CONTROL)
-            .or_insert(HeaderValue::from_static("no-store"));
-        let good = self.asks && answer.status().is_success();
-        self.client.watch.responding(good);
-        Poll::Ready(Ok(answer))
+        Poll::Ready(Ok(answer.begin(&client.watch)))
     }
 }
 

@@ -9,9 +9,9 @@
 //! place.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
+    mem::MaybeUninit,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -24,9 +24,6 @@ use chinwag_core::{
     clock::{self, Instant},
 };
 use http::StatusCode;
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1::UpgradeableConnection, service::HttpService};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -46,6 +43,8 @@ pub(super) const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Each so many bytes of an answer have the time that the listener grants for writing: a slow reader gets its answer,
 /// one that takes a byte now and then does not hold it for ever.
 const STRETCH: usize = 16 << 10;
+/// The most that is read before hyper is there to take it: more than nearly every request has.
+const AHEAD: usize = 4 << 10;
 /// The most that is read and thrown away of what a client still sends when it has got its last answer.
 const LINGER_BYTES: usize = 16 << 20;
 
@@ -84,6 +83,10 @@ struct State {
     heard: bool,
     /// Whether a request was good: a stranger may not rest as long.
     proven: bool,
+    /// Whether an answer has gone to the kernel since somebody looked.
+    answered: bool,
+    /// Whether bytes were asked for since somebody looked.
+    asked: bool,
 }
 
 impl Watch {
@@ -102,6 +105,8 @@ impl Watch {
                 written: 0,
                 heard: false,
                 proven: false,
+                answered: false,
+                asked: false,
             }),
         }
     }
@@ -131,6 +136,11 @@ impl Watch {
 
     fn received(&self, bytes: usize) {
         self.door.received(bytes);
+        self.began();
+    }
+
+    /// Part of a head is there.
+    fn began(&self) {
         let mut state = self.state.lock();
         state.heard = true;
         if state.stage == Stage::Idle {
@@ -139,11 +149,38 @@ impl Watch {
         }
     }
 
-    /// A route gets a request.
-    pub(super) fn handling(&self) {
+    /// Bytes are asked for.
+    fn asks(&self) {
+        self.state.lock().asked = true;
+    }
+
+    /// Whether the last of an answer has gone to the kernel since the last call.
+    pub(super) fn take_answered(&self) -> bool {
+        std::mem::take(&mut self.state.lock().answered)
+    }
+
+    /// Whether bytes were asked for since the last call.
+    pub(super) fn take_asked(&self) -> bool {
+        std::mem::take(&mut self.state.lock().asked)
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_resting(&self) -> bool {
+        self.stage() == Stage::Idle
+    }
+
+    /// Whether the connection is to end with the answer under way.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.state.lock().end.is_some()
+    }
+
+    /// A route gets a request. Whether the answers before it have all gone to the kernel.
+    pub(super) fn handling(&self) -> bool {
         let mut state = self.state.lock();
+        let all_written = state.stage != Stage::Responding;
         state.stage = Stage::Handling;
         state.deadline = None;
+        all_written
     }
 
     /// The route has answered; `good`: the client has shown that it knows what it is doing.
@@ -171,6 +208,7 @@ impl Watch {
         let mut state = self.state.lock();
         if state.stage == Stage::Responding {
             state.stage = Stage::Idle;
+            state.answered = true;
             let rest = if state.proven { REST } else { self.first_byte };
             state.deadline = Some(clock::now() + rest);
         }
@@ -209,7 +247,7 @@ impl Watch {
 #[derive(Debug)]
 pub(super) enum End {
     /// By itself, or by its client.
-    Over(hyper::Result<()>),
+    Over(io::Result<()>),
     /// A stage has lasted too long.
     Late,
     /// The listener has stopped, and nobody waits for an answer.
@@ -218,26 +256,26 @@ pub(super) enum End {
 
 /// Runs `connection` until it ends, or a stage has lasted too long, or `stopped`: then a request under way is answered
 /// within [`LAST_WORDS`].
-pub(super) async fn drive<S>(
-    mut connection: Pin<&mut UpgradeableConnection<TokioIo<HttpSocket>, S>>,
+pub(super) async fn drive(
+    mut connection: Pin<&mut impl Future<Output = io::Result<()>>>,
     watch: &Watch,
     stopped: &CancellationToken,
-) -> End
-where
-    S: HttpService<Incoming, Error = Infallible, ResBody = Full<Bytes>>,
-{
+) -> End {
     let mut stop = pin!(stopped.cancelled());
-    let mut has_stopped = false;
-    let mut alarm = pin!(tokio::time::sleep_until(clock::now() + REST));
-    let mut armed = None;
+    let (mut listens, mut has_stopped) = (false, false);
+    let mut armed = clock::now() + REST;
+    let mut alarm = pin!(tokio::time::sleep_until(armed));
     poll_fn(|cx| {
-        if !has_stopped && stop.as_mut().poll(cx).is_ready() {
-            has_stopped = true;
+        // Once it has heard of the task it need not be asked again until it has something to say.
+        if !has_stopped && (!listens || stopped.is_cancelled()) {
+            listens = true;
+            has_stopped = stop.as_mut().poll(cx).is_ready();
+        }
+        if has_stopped && !watch.is_stopping() {
             if !watch.is_answering() {
                 return Poll::Ready(End::Stopped);
             }
             watch.stop();
-            connection.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(end) = connection.as_mut().poll(cx) {
             return Poll::Ready(End::Over(end));
@@ -246,11 +284,20 @@ where
             // The alarm may still ring for a stage that is over; that costs one idle poll.
             return Poll::Pending;
         };
-        if armed != Some(deadline) {
-            alarm.as_mut().reset(deadline);
-            armed = Some(deadline);
+        // A later deadline leaves the alarm as it is, to look again when it rings: most are moved on with every
+        // request, and the timers of all connections share a lock.
+        if deadline < armed {
+            armed = deadline;
+            alarm.as_mut().reset(armed);
         }
-        alarm.as_mut().poll(cx).map(|()| End::Late)
+        while alarm.as_mut().poll(cx).is_ready() {
+            if deadline <= armed {
+                return Poll::Ready(End::Late);
+            }
+            armed = deadline;
+            alarm.as_mut().reset(armed);
+        }
+        Poll::Pending
     })
     .await
 }
@@ -258,7 +305,7 @@ where
 /// A TCP socket that tells a [`Watch`] what goes through it.
 pub(super) struct HttpSocket {
     socket: TcpStream,
-    /// Bytes that were read with a PROXY header and come before those of the socket.
+    /// Bytes of the client's that were read and come before those of the socket.
     early: Bytes,
     watch: Arc<Watch>,
     /// Our answer to a head that can't be parsed, as far as it is not written.
@@ -269,7 +316,11 @@ pub(super) struct HttpSocket {
 }
 
 impl HttpSocket {
+    /// `early`: bytes that were read with a PROXY header.
     pub(super) fn new(socket: TcpStream, early: Bytes, watch: Arc<Watch>) -> Self {
+        if !early.is_empty() {
+            watch.received(early.len());
+        }
         Self {
             socket,
             early,
@@ -283,6 +334,47 @@ impl HttpSocket {
     /// The socket, and bytes that come before those it has.
     pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
         (self.socket, self.early)
+    }
+
+    /// Takes back what was read of requests to come.
+    pub(super) fn unread(&mut self, ahead: Bytes) {
+        debug_assert!(self.early.is_empty() || ahead.is_empty(), "all was read");
+        if !ahead.is_empty() {
+            self.early = ahead;
+        }
+    }
+
+    /// Waits for the first bytes of a request, which are kept. `false`: the client has gone.
+    pub(super) fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.early.is_empty() {
+            self.poll_ahead(cx)
+        } else {
+            self.watch.began();
+            Poll::Ready(true)
+        }
+    }
+
+    /// Waits for the client to go away. What it sends meanwhile is kept; when there is some, no more is read, so that
+    /// its end may be noticed later.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.early.is_empty() && !ready!(self.poll_ahead(cx)) {
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Reads what has come without anybody to take it. `false`: the client has gone.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut scratch = [MaybeUninit::uninit(); AHEAD];
+        let mut buffer = ReadBuf::uninit(&mut scratch);
+        let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
+        let bytes = buffer.filled();
+        if read.is_err() || bytes.is_empty() {
+            return Poll::Ready(false);
+        }
+        self.watch.received(bytes.len());
+        self.early = Bytes::copy_from_slice(bytes);
+        Poll::Ready(true)
     }
 
     /// Takes hyper's bytes for written and puts our own answer in their place.
@@ -356,15 +448,15 @@ impl AsyncRead for HttpSocket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buffer.filled().len();
-        if this.early.is_empty() {
-            ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
-        } else {
-            let some = this
-                .early
-                .split_to(this.early.len().min(buffer.remaining()));
-            buffer.put_slice(&some);
+        this.watch.asks();
+        if !this.early.is_empty() {
+            // They were counted when they came.
+            let some = this.early.len().min(buffer.remaining());
+            buffer.put_slice(&this.early.split_to(some));
+            return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
         let read = buffer.filled().len() - before;
         if read > 0 {
             this.watch.received(read);
@@ -389,27 +481,7 @@ impl AsyncWrite for HttpSocket {
         Poll::Ready(Ok(written))
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if this.watch.is_unasked() {
-            // An answer of hyper's own is a head in one piece.
-            this.replace(slices.first().map_or(&[], |slice| slice));
-            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
-        }
-        let written = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?;
-        this.watch.wrote(written);
-        Poll::Ready(Ok(written))
-    }
-
-    /// hyper calls this when it has nothing left to write.
+    /// Called when there is nothing left to write.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_own(cx))?;

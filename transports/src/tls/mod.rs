@@ -1,0 +1,644 @@
+//! TLS, as a table `[tls.NAME]` configures it: who the server is, which clients it trusts, and what became of them.
+//!
+//! - rustls with aws-lc-rs, TLS 1.2 and 1.3, and of both only what is safe. A handshake has a time limit.
+//! - Clients' certificates are judged along their whole way to a CA in `client_ca`. Where `crl` names lists, each of
+//!   these certificates has to be covered by one that is in date and signed by its issuer: what no list tells of is
+//!   refused, and when a list is out of date so is everything that it tells of.
+//! - A connection that resumes an earlier one is judged anew, since the certificate may have ended meanwhile.
+//! - Files are read again when they change, or on [`Tls::reload`]. New handshakes use the new ones; connections go on.
+//!   A file that can't be used changes nothing and is told in the log and as a metric.
+//!
+//! Deliberately absent: OCSP, several certificates by server name, early data, renegotiation, key logs.
+
+mod certificate;
+mod failure;
+mod material;
+#[cfg(test)]
+mod pki;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use chinwag_core::{
+    Lifecycle, TlsExpiry, TlsFailure, TlsMetrics,
+    clock::{self, Instant, SystemWallClock, WallClock},
+    config::Span,
+    plugin::{BuildError, Certificate, TlsFacts},
+};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use rustls::{
+    HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
+    pki_types::{CertificateDer, UnixTime},
+};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::{debug, error, info, warn};
+
+use self::{
+    certificate::read,
+    material::{ClientVerifier, Files, Material, Wall},
+    watch::Watch,
+};
+
+/// How often files are looked at. A change has to last from one look to the next, so it is taken within twice that.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For how long a client's certificate is not judged again while nothing has changed.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long a refused client may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+/// How much of what it still sends is read meanwhile.
+const LINGER_BYTES: usize = 64 << 10;
+
+/// The table `[tls.NAME]`. Relative paths start from the folder of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TlsConfig {
+    /// The server's certificate as PEM, followed by those that lead to a root. At most 4 MiB, as the next two.
+    pub cert: PathBuf,
+    /// Its private key as PEM, not encrypted.
+    pub key: PathBuf,
+    /// The CAs as PEM that may have signed clients' certificates. Needed where `client_cert` asks for them.
+    #[serde(default)]
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients are asked for a certificate. Default: they are not.
+    #[serde(default)]
+    pub client_cert: ClientCert,
+    /// Lists of revoked certificates, as PEM or DER, each at most 64 MiB. Empty, the default: nothing is revoked.
+    /// Otherwise every certificate between a client and its CA needs a list by its issuer; of several by one issuer
+    /// the newest is believed.
+    #[serde(default)]
+    pub crl: Vec<PathBuf>,
+    /// For the whole handshake. Above zero; default 10 s.
+    #[serde(default = "ten_seconds")]
+    pub handshake_timeout: Span,
+}
+
+fn ten_seconds() -> Span {
+    Span::secs(10)
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCert {
+    /// They are not.
+    #[default]
+    None,
+    /// They are, and may have none. One that is not good is refused all the same.
+    Optional,
+    /// They are, and get no connection without one.
+    Required,
+}
+
+/// Where a table stands, for [`TlsConfig::load`].
+#[non_exhaustive]
+pub struct TlsContext {
+    /// The name of the table.
+    pub name: Arc<str>,
+    /// The folder that relative paths start from.
+    pub base: PathBuf,
+    /// What certificates are held against.
+    pub clock: Arc<dyn WallClock>,
+}
+
+impl fmt::Debug for TlsContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsContext")
+            .field("name", &self.name)
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TlsContext {
+    /// The table `name` of a file in the folder `base`, by the system's clock.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>, base: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            base: base.into(),
+            clock: Arc::new(SystemWallClock),
+        }
+    }
+}
+
+impl TlsConfig {
+    /// A table with that certificate and key, and defaults for the rest.
+    #[must_use]
+    pub fn new(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self {
+            cert: cert.into(),
+            key: key.into(),
+            client_ca: None,
+            client_cert: ClientCert::None,
+            crl: Vec::new(),
+            handshake_timeout: ten_seconds(),
+        }
+    }
+
+    /// Rules between the keys. Looks at no file.
+    ///
+    /// # Errors
+    /// Every broken rule, with the key at fault.
+    pub fn check(&self) -> Result<(), Vec<BuildError>> {
+        let mut faults = Vec::new();
+        let mut fault = |key, message| faults.push(BuildError::key(key, message));
+        if self.handshake_timeout.is_zero() {
+            fault(
+                "handshake_timeout",
+                "must be above zero: no stage may last for ever",
+            );
+        }
+        match (self.client_cert, &self.client_ca) {
+            (ClientCert::None, Some(_)) => fault(
+                "client_ca",
+                "has no effect while client_cert is \"none\"; say \"optional\" or \"required\"",
+            ),
+            (ClientCert::Optional | ClientCert::Required, None) => fault(
+                "client_cert",
+                "needs client_ca = \"FILE\": the CAs that may have signed clients' certificates",
+            ),
+            _ => (),
+        }
+        if self.client_cert == ClientCert::None && !self.crl.is_empty() {
+            fault(
+                "crl",
+                "has no effect while client_cert is \"none\"; say \"optional\" or \"required\"",
+            );
+        }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(faults)
+        }
+    }
+
+    /// Reads the files. Nothing is watched yet: that begins with [`Tls::follow`].
+    ///
+    /// # Errors
+    /// Every broken rule of [`check`](Self::check), or else every file that can't be used, with the key at fault.
+    pub async fn load(self, cx: TlsContext) -> Result<Arc<Tls>, Vec<BuildError>> {
+        self.check()?;
+        let TlsContext { name, base, clock } = cx;
+        let files = Files {
+            cert: base.join(&self.cert),
+            key: base.join(&self.key),
+            client_cert: self.client_cert,
+            client_ca: self.client_ca.map(|path| base.join(path)),
+            crl: self.crl.iter().map(|path| base.join(path)).collect(),
+        };
+        let wall = Arc::new(Wall(clock));
+        let clock = Arc::clone(&wall);
+        let (files, watch, material) = blocking(move || {
+            let watch = Watch::new(files.paths());
+            let material = files.read(&clock, None);
+            (files, watch, material)
+        })
+        .await?;
+        Ok(Arc::new(Tls {
+            name,
+            files,
+            handshake_timeout: self.handshake_timeout.0,
+            wall,
+            material: RwLock::new(Arc::new(material?)),
+            watch: Mutex::new(watch),
+            ears: Mutex::default(),
+            metrics: OnceLock::new(),
+        }))
+    }
+}
+
+/// What is spoken inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/1.1: who offers other protocols only is refused, who offers none is not.
+    Http,
+    /// A protocol of its own, which is not negotiated.
+    None,
+}
+
+/// One TLS table, loaded: shakes hands, and keeps up with its files.
+pub struct Tls {
+    name: Arc<str>,
+    files: Files,
+    handshake_timeout: Duration,
+    wall: Arc<Wall>,
+    material: RwLock<Arc<Material>>,
+    /// Held while files are read and what comes of it is put in force, on threads that may block.
+    watch: Mutex<Watch>,
+    /// Who wants to know of reloads; as many as were wired.
+    ears: Mutex<Vec<Arc<Hear>>>,
+    metrics: OnceLock<Arc<TlsMetrics>>,
+}
+
+type Hear = dyn Fn(&Judge) + Send + Sync;
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("name", &self.name)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// The name of its table.
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether clients are asked for a certificate.
+    #[must_use]
+    pub fn client_cert(&self) -> ClientCert {
+        self.files.client_cert
+    }
+
+    /// What is odd about the files as they are now and keeps nothing from working, in sentences: a certificate that
+    /// has expired, a key that others may read.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.current().warnings.clone()
+    }
+
+    /// What of its files has an end in time, for [`TlsMetrics::register`].
+    #[must_use]
+    pub fn expiring(&self) -> Vec<TlsExpiry> {
+        self.files.expiring()
+    }
+
+    /// The configuration for a new handshake. Take it anew for each, so that changed files count.
+    #[must_use]
+    pub fn server_config(&self, alpn: Alpn) -> Arc<ServerConfig> {
+        let material = self.current();
+        Arc::clone(match alpn {
+            Alpn::Http => &material.http,
+            Alpn::None => &material.plain,
+        })
+    }
+
+    /// Shakes hands over `io` within `handshake_timeout`. `local` and `remote` are the two ends of the connection.
+    /// What fails is counted, and logged at debug; a client that was refused is given a second to read why.
+    ///
+    /// Dropping the future drops the connection.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn accept<IO>(
+        self: &Arc<Self>,
+        io: IO,
+        alpn: Alpn,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let began = clock::now();
+        let accepted = self.shake_hands(io, alpn, local, remote).await;
+        match &accepted {
+            Ok((stream, _)) => {
+                if let Some(metrics) = self.metrics.get() {
+                    let is_resumed = is_resumed(stream.get_ref().1);
+                    metrics.shook(is_resumed, began.elapsed());
+                }
+            }
+            Err(failure) => self.failed(*failure, remote),
+        }
+        accepted
+    }
+
+    async fn shake_hands<IO>(
+        self: &Arc<Self>,
+        io: IO,
+        alpn: Alpn,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let generation = self.current().generation;
+        let accept = TlsAcceptor::from(self.server_config(alpn))
+            .accept(io)
+            .into_fallible();
+        match timeout(self.handshake_timeout, accept).await {
+            Err(_elapsed) => Err(TlsFailure::Timeout),
+            Ok(Err((error, mut io))) => {
+                let failure = failure::of_io(&error);
+                if !matches!(failure, TlsFailure::Closed | TlsFailure::Alert) {
+                    linger(&mut io).await;
+                }
+                Err(failure)
+            }
+            Ok(Ok(stream)) => {
+                let connection = stream.get_ref().1;
+                let peer = TlsPeer {
+                    tls: Arc::clone(self),
+                    facts: Arc::new(facts(connection, local, remote)?),
+                    // A resumed connection was not judged by anybody.
+                    judged: Mutex::new(
+                        (!is_resumed(connection)).then(|| (generation, clock::now())),
+                    ),
+                };
+                peer.judge()?;
+                Ok((stream, peer))
+            }
+        }
+    }
+
+    /// Judges a client's certificate by the files as they are now.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn judge(&self, certificate: &Certificate) -> Result<(), TlsFailure> {
+        judge_by(&self.current(), certificate, self.wall.now())
+    }
+
+    /// Has `hear` called each time that other clients are trusted than before, because `client_ca` or `crl` changed:
+    /// on a thread that may block, and when the new state is in force. It stays for as long as this does.
+    pub fn on_reload(&self, hear: impl Fn(&Judge) + Send + Sync + 'static) {
+        self.ears.lock().push(Arc::new(hear));
+    }
+
+    /// Reads the files anew, whether or not they have changed. The outcome is counted and logged. Goes on when the
+    /// future is dropped.
+    ///
+    /// # Errors
+    /// Every file that can't be used; then everything stays as it was.
+    pub async fn reload(self: &Arc<Self>) -> Result<(), Vec<BuildError>> {
+        let tls = Arc::clone(self);
+        blocking(move || {
+            let watch = tls.watch.lock();
+            tls.take(watch)
+        })
+        .await?
+    }
+
+    /// Begins to count, and to look at the files every second until the server drains or this is dropped. `metrics`
+    /// were registered for what [`expiring`](Self::expiring) tells. To be called once.
+    pub fn follow(self: &Arc<Self>, lifecycle: &Lifecycle, metrics: Arc<TlsMetrics>) {
+        if self.metrics.set(metrics).is_err() {
+            return;
+        }
+        self.tell_ends(&self.current());
+        let (tls, ears) = (Arc::downgrade(self), lifecycle.clone());
+        lifecycle.spawn(async move {
+            tokio::select! {
+                () = ears.draining() => {}
+                () = keep_up(tls) => {}
+            }
+        });
+    }
+
+    fn current(&self) -> Arc<Material> {
+        Arc::clone(&self.material.read())
+    }
+
+    /// Reads the files, puts them in force and tells who wants to know. Blocks.
+    fn take(&self, mut watch: MutexGuard<'_, Watch>) -> Result<(), Vec<BuildError>> {
+        let before = self.current();
+        let read = watch.take(|| self.files.read(&self.wall, Some(&before)));
+        if let Some(metrics) = self.metrics.get() {
+            metrics.reloaded(read.is_ok());
+        }
+        let mut material = read.inspect_err(|faults| {
+            for fault in faults {
+                error!(
+                    tls = %self.name, key = fault.key, error = %fault,
+                    "The changed TLS files can't be used; those read before stay."
+                );
+            }
+        })?;
+        for warning in &material.warnings {
+            warn!(tls = %self.name, "{warning}");
+        }
+        info!(tls = %self.name, "TLS files read anew.");
+        let inside = material.inside.take();
+        let material = Arc::new(material);
+        self.tell_ends(&material);
+        *self.material.write() = material;
+        drop(watch);
+        if let Some(verifier) = inside {
+            let judge = Judge {
+                verifier,
+                now: self.wall.now(),
+            };
+            let ears = self.ears.lock().clone();
+            for hear in ears {
+                hear(&judge);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the files where they have changed and stand still. Blocks.
+    fn look(&self) {
+        let mut watch = self.watch.lock();
+        if watch.has_changed() {
+            // Told where it happens.
+            let _ = self.take(watch);
+        }
+    }
+
+    fn tell_ends(&self, material: &Material) {
+        if let Some(metrics) = self.metrics.get() {
+            for (what, end) in &material.ends {
+                metrics.expires(*what, *end);
+            }
+        }
+    }
+
+    fn failed(&self, failure: TlsFailure, remote: SocketAddr) {
+        debug!(tls = %self.name, %remote, reason = failure.label(), "TLS was refused.");
+        if let Some(metrics) = self.metrics.get() {
+            metrics.failed(failure);
+        }
+    }
+}
+
+/// Looks at the files and at the clock.
+async fn keep_up(tls: Weak<Tls>) {
+    let mut last = None;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(tls) = tls.upgrade() else {
+            return;
+        };
+        let now = tls.wall.unix_seconds();
+        for (what, end) in &tls.current().ends {
+            if last.is_some_and(|last| last < *end) && *end <= now {
+                let what = what.label();
+                error!(tls = %tls.name, what, "What TLS rests on has just ended, and was not renewed.");
+            }
+        }
+        last = Some(now);
+        let name = Arc::clone(&tls.name);
+        if blocking(move || tls.look()).await.is_err() {
+            error!(tls = %name, "Whoever was to hear of changed TLS files panicked.");
+        }
+    }
+}
+
+/// Judges clients that are inside already by files that have just changed.
+pub struct Judge {
+    verifier: Arc<ClientVerifier>,
+    now: UnixTime,
+}
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judge").finish_non_exhaustive()
+    }
+}
+
+impl Judge {
+    /// Whether `certificate` may stay. A list of revoked certificates that is out of date, or missing, keeps newcomers
+    /// out but throws nobody out: what it says still counts.
+    ///
+    /// # Errors
+    /// What is wrong with it: it is revoked, its CA is trusted no more, it has ended.
+    pub fn check(&self, certificate: &Certificate) -> Result<(), TlsFailure> {
+        self.verifier.judge(&chain(certificate), self.now)
+    }
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub struct TlsPeer {
+    tls: Arc<Tls>,
+    facts: Arc<TlsFacts>,
+    /// By which state of the files, and when, its certificate was found to be good.
+    judged: Mutex<Option<(u64, Instant)>>,
+}
+
+impl TlsPeer {
+    /// What is known of it.
+    #[must_use]
+    pub fn facts(&self) -> &Arc<TlsFacts> {
+        &self.facts
+    }
+
+    /// Whether its certificate, where it has one, is still good: to be asked at each log-in, which may be long after
+    /// the handshake. Costs next to nothing while the files stay the same, for ten seconds at a time.
+    ///
+    /// # Errors
+    /// What is wrong with it. That was counted.
+    pub fn check(&self) -> Result<(), TlsFailure> {
+        self.judge()
+            .inspect_err(|failure| self.tls.failed(*failure, self.facts.remote))
+    }
+
+    fn judge(&self) -> Result<(), TlsFailure> {
+        let Some(certificate) = &self.facts.certificate else {
+            return Ok(());
+        };
+        let material = self.tls.current();
+        let is_fresh = self.judged.lock().is_some_and(|(generation, at)| {
+            generation == material.generation && at.elapsed() < FRESH
+        });
+        if !is_fresh {
+            judge_by(&material, certificate, self.tls.wall.now())?;
+            *self.judged.lock() = Some((material.generation, clock::now()));
+        }
+        Ok(())
+    }
+}
+
+fn judge_by(
+    material: &Material,
+    certificate: &Certificate,
+    now: UnixTime,
+) -> Result<(), TlsFailure> {
+    let clients = material.clients.as_ref().ok_or(TlsFailure::UnknownCa)?;
+    clients.verifier.judge(&chain(certificate), now)
+}
+
+fn chain(certificate: &Certificate) -> Vec<CertificateDer<'_>> {
+    certificate
+        .chain
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect()
+}
+
+/// What authenticators are told of a connection between `local` and `remote` whose handshake is done. Whether a
+/// certificate in a resumed connection is still good has to be asked apart: [`Tls::judge`].
+///
+/// # Errors
+/// [`TlsFailure::BadCertificate`]: the client's certificate can't be read.
+pub fn facts(
+    connection: &ServerConnection,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> Result<TlsFacts, TlsFailure> {
+    let version = match connection.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLS1.3",
+        _ => "TLS1.2",
+    };
+    let cipher = connection
+        .negotiated_cipher_suite()
+        .and_then(|suite| suite.suite().as_str())
+        .unwrap_or_default()
+        // rustls puts the version into the names of those of TLS 1.3.
+        .replacen("TLS13_", "TLS_", 1);
+    let mut facts = TlsFacts::new(version, cipher, local, remote);
+    facts.server_name = connection.server_name().map(str::to_ascii_lowercase);
+    if let Some(chain) = connection
+        .peer_certificates()
+        .filter(|chain| !chain.is_empty())
+    {
+        let certificate = read(chain).map_err(|_| TlsFailure::BadCertificate)?;
+        facts.certificate = Some(Arc::new(certificate));
+    }
+    Ok(facts)
+}
+
+fn is_resumed(connection: &ServerConnection) -> bool {
+    connection.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+/// Lets a peer that was sent an alert read it: bytes of its own that nobody reads would have the system reset the
+/// connection, alert and all.
+async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(io: &mut IO) {
+    let drained = async {
+        io.shutdown().await?;
+        let mut bytes = [0; 1024];
+        let mut left = LINGER_BYTES;
+        loop {
+            match io.read(&mut bytes).await? {
+                0 => return io::Result::Ok(()),
+                count if count >= left => return Ok(()),
+                count => left -= count,
+            }
+        }
+    };
+    // Whatever comes of it, the connection ends.
+    let _ = timeout(LINGER, drained).await;
+}
+
+/// Runs `work` where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Vec<BuildError>> {
+    spawn_blocking(work).await.map_err(|error| {
+        vec![BuildError::new(format!(
+            "reading TLS files failed: {error}"
+        ))]
+    })
+}

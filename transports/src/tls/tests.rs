@@ -1,0 +1,1408 @@
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::atomic::AtomicU64, task::Poll};
+
+use chinwag_core::clock::WallClock;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use rcgen::{
+    DnType, DnValue, ExtendedKeyUsagePurpose, KeyPair, PKCS_RSA_SHA256, RsaKeySize, SanType,
+};
+use rustls::{
+    ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    client::{ResolvesClientCert, Resumption},
+    crypto::aws_lc_rs::default_provider,
+    pki_types::ServerName,
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use tokio::io::{DuplexStream, duplex};
+use tokio_rustls::{TlsConnector, client};
+
+use super::{
+    pki::{
+        Authority, DAY, Folder, Identity, NOW, Spki, TestClock, day, pem, self_signed,
+        signed_by_leaf,
+    },
+    *,
+};
+
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+/// A server with its own CA, that trusts the clients of another one, and its clock.
+struct World {
+    server_ca: Authority,
+    ca: Authority,
+    folder: Folder,
+    clock: Arc<TestClock>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with_ca(Authority::root("clients"))
+    }
+
+    fn with_ca(ca: Authority) -> Self {
+        let server_ca = Authority::root("servers");
+        let folder = Folder::of(&server_ca.server());
+        folder.put("ca.pem", ca.pem());
+        Self {
+            server_ca,
+            ca,
+            folder,
+            clock: TestClock::new(),
+        }
+    }
+
+    async fn try_load(&self, table: &str) -> Result<Arc<Tls>, Vec<BuildError>> {
+        let table = format!("{{\"cert\":\"server.pem\",\"key\":\"server.key\"{table}}}");
+        let config: TlsConfig = serde_json::from_str(&table).unwrap();
+        let mut cx = TlsContext::new("public", self.folder.path());
+        cx.clock = Arc::clone(&self.clock) as Arc<dyn WallClock>;
+        config.load(cx).await
+    }
+
+    async fn load(&self, table: &str) -> Arc<Tls> {
+        self.try_load(table).await.unwrap()
+    }
+
+    /// One that asks for certificates, and knows a list of revoked ones.
+    async fn load_strict(&self, revoked: &[u64]) -> Arc<Tls> {
+        self.folder.put("crl.pem", self.ca.crl(-1, revoked));
+        self.load(STRICT).await
+    }
+
+    fn client(&self, version: &'static SupportedProtocolVersion) -> ClientBuilder {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.server_ca.der()).unwrap();
+        ClientBuilder {
+            roots,
+            version,
+            clock: Arc::clone(&self.clock),
+        }
+    }
+}
+
+const STRICT: &str = ",\"client_ca\":\"ca.pem\",\"client_cert\":\"required\",\"crl\":[\"crl.pem\"]";
+
+struct ClientBuilder {
+    roots: RootCertStore,
+    version: &'static SupportedProtocolVersion,
+    clock: Arc<TestClock>,
+}
+
+impl ClientBuilder {
+    fn with(self, identity: Option<&Identity>) -> ClientConfig {
+        let provider = Arc::new(default_provider());
+        let clock = Arc::new(Wall(self.clock));
+        let builder = ClientConfig::builder_with_details(Arc::clone(&provider), clock)
+            .with_protocol_versions(&[self.version])
+            .unwrap()
+            .with_root_certificates(self.roots);
+        match identity {
+            None => builder.with_no_client_auth(),
+            Some(identity) => {
+                let key = provider
+                    .key_provider
+                    .load_private_key(identity.key_der())
+                    .unwrap();
+                let shown = CertifiedKey::new(identity.chain.clone(), key);
+                builder.with_client_cert_resolver(Arc::new(Shows(Arc::new(shown))))
+            }
+        }
+    }
+}
+
+/// Shows what it has, whatever the server asks for and whether or not the key fits.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn address(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+type Served = Result<(TlsStream<DuplexStream>, TlsPeer), TlsFailure>;
+type Connected = io::Result<client::TlsStream<DuplexStream>>;
+
+/// A handshake and, where it leads to a connection, a byte each way: with TLS 1.3 a client hears only then what the
+/// server thinks of its certificate, and gets its tickets.
+async fn meet(tls: &Arc<Tls>, config: Arc<ClientConfig>, alpn: Alpn) -> (Served, Connected) {
+    let (near, far) = duplex(1 << 16);
+    let server = async {
+        let (mut stream, peer) = tls.accept(near, alpn, address(1), address(2)).await?;
+        stream.read_u8().await.unwrap();
+        stream.write_u8(b'y').await.unwrap();
+        stream.flush().await.unwrap();
+        Ok((stream, peer))
+    };
+    let client = async {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = TlsConnector::from(config).connect(name, far).await?;
+        stream.write_u8(b'x').await?;
+        stream.flush().await?;
+        stream.read_u8().await?;
+        Ok(stream)
+    };
+    let (served, connected) = tokio::join!(server, client);
+    assert_eq!(
+        served.is_ok(),
+        connected.is_ok(),
+        "both ends agree: {served:?} {connected:?}"
+    );
+    (served, connected)
+}
+
+/// What a server makes of a client with that certificate.
+async fn judge(
+    world: &World,
+    tls: &Arc<Tls>,
+    version: &'static SupportedProtocolVersion,
+    identity: Option<&Identity>,
+) -> Result<Arc<TlsFacts>, TlsFailure> {
+    let config = Arc::new(world.client(version).with(identity));
+    let (served, _) = meet(tls, config, Alpn::None).await;
+    served.map(|(_, peer)| Arc::clone(peer.facts()))
+}
+
+/// That each of these clients is refused for its reason, by both versions.
+async fn refuses(world: &World, tls: &Arc<Tls>, cases: &[(&str, Option<&Identity>, TlsFailure)]) {
+    for version in VERSIONS {
+        for (what, identity, reason) in cases {
+            let verdict = judge(world, tls, version, *identity).await;
+            assert_eq!(verdict.as_ref().err(), Some(reason), "{what}, {version:?}");
+        }
+    }
+}
+
+/// Remembers what was counted and set.
+#[derive(Default)]
+struct Numbers(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+impl Numbers {
+    fn at(&self, key: &Key) -> Arc<AtomicU64> {
+        let labels: Vec<String> = key
+            .labels()
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        let name = format!("{}{{{}}}", key.name(), labels.join(","));
+        Arc::clone(self.0.lock().entry(name).or_default())
+    }
+
+    fn counted(&self, name: &str) -> u64 {
+        let value = self.0.lock().get(name).cloned();
+        value
+            .unwrap_or_else(|| panic!("{name} is not registered"))
+            .load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn gauged(&self, name: &str) -> f64 {
+        f64::from_bits(self.counted(name))
+    }
+}
+
+impl Recorder for Numbers {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.at(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.at(key))
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+fn followed(tls: &Arc<Tls>) -> (Numbers, Lifecycle) {
+    let (numbers, lifecycle) = (Numbers::default(), Lifecycle::new());
+    let metrics = TlsMetrics::register(&numbers, "public", &tls.expiring());
+    tls.follow(&lifecycle, metrics);
+    (numbers, lifecycle)
+}
+
+/// Waits for what the watch on the files is to bring about. With the clock paused this takes no time.
+async fn until(mut is_so: impl FnMut() -> bool) {
+    let waited = timeout(Duration::from_secs(60), async {
+        while !is_so() {
+            tokio::time::sleep(LOOK_EVERY / 2).await;
+        }
+    });
+    waited.await.expect("it never came to be so");
+}
+
+// What the table may say.
+
+#[test]
+fn a_table_has_defaults_for_all_but_certificate_and_key() {
+    let config: TlsConfig = serde_json::from_str(r#"{"cert":"c","key":"k"}"#).unwrap();
+    assert_eq!(config, TlsConfig::new("c", "k"));
+    assert_eq!(config.handshake_timeout, Span::secs(10));
+    assert!(config.check().is_ok());
+    for wrong in [
+        r#"{"cert":"c"}"#,
+        r#"{"cert":"c","key":"k","crls":[]}"#,
+        r#"{"cert":"c","key":"k","client_cert":"yes"}"#,
+    ] {
+        assert!(serde_json::from_str::<TlsConfig>(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn every_broken_rule_between_keys_is_told_with_its_key() {
+    for (table, keys) in [
+        (r#""client_cert":"required""#, vec!["client_cert"]),
+        (r#""client_cert":"optional""#, vec!["client_cert"]),
+        (
+            r#""client_ca":"ca.pem","crl":["crl.pem"]"#,
+            vec!["client_ca", "crl"],
+        ),
+        (
+            r#""handshake_timeout":"0s","client_cert":"optional","client_ca":"a","crl":["c"]"#,
+            vec!["handshake_timeout"],
+        ),
+    ] {
+        let table = format!("{{\"cert\":\"c\",\"key\":\"k\",{table}}}");
+        let config: TlsConfig = serde_json::from_str(&table).unwrap();
+        let faults = config.check().unwrap_err();
+        let found: Vec<_> = faults.iter().filter_map(|fault| fault.key).collect();
+        assert_eq!(found, keys, "{table}");
+    }
+}
+
+// What the files may hold.
+
+#[tokio::test]
+async fn every_file_that_can_not_be_used_is_told_with_its_key_and_a_way_out() {
+    let world = World::new();
+    let other = world.server_ca.server();
+    let stranger = Authority::root("clients");
+    let good = pem("CERTIFICATE", &other.chain[0]);
+    let key = other.key.serialize_pem();
+    let cut = good.split("-----END").next().unwrap().to_owned();
+    let damaged = pem("CERTIFICATE", &other.chain[0][..100]);
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let legacy = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: x\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    let no_key = pem("PRIVATE KEY", b"no key");
+    let crl = world.ca.crl(-1, &[]);
+    let crl_cut = crl.replacen('M', "!", 1);
+    let crl_damaged = pem("X509 CRL", b"0123456789");
+    let foreign = stranger.crl(-1, &[]);
+    let cases: &[(&str, &str, &[u8], &str)] = &[
+        ("cert", "server.pem", b"", "has no certificate; it needs"),
+        ("cert", "server.pem", key.as_bytes(), "but a private key"),
+        ("cert", "server.pem", &other.chain[0], "DER"),
+        ("cert", "server.pem", cut.as_bytes(), "cut off"),
+        (
+            "cert",
+            "server.pem",
+            damaged.as_bytes(),
+            "certificate 1 is damaged",
+        ),
+        (
+            "key",
+            "server.pem",
+            good.as_bytes(),
+            "server.key: does not belong to the certificate in",
+        ),
+        (
+            "key",
+            "server.key",
+            key.as_bytes(),
+            "does not belong to the certificate in",
+        ),
+        ("key", "server.key", b"", "has no private key; it needs"),
+        ("key", "server.key", good.as_bytes(), "but a certificate"),
+        ("key", "server.key", other.key.serialized_der(), "DER"),
+        ("key", "server.key", encrypted.as_bytes(), "is encrypted"),
+        ("key", "server.key", legacy.as_bytes(), "is encrypted"),
+        ("key", "server.key", no_key.as_bytes(), "can't be used"),
+        ("client_ca", "ca.pem", b"", "has no certificate"),
+        (
+            "client_ca",
+            "ca.pem",
+            damaged.as_bytes(),
+            "certificate 1 is damaged",
+        ),
+        ("crl", "crl.pem", b"", "has no list of revoked certificates"),
+        (
+            "crl",
+            "crl.pem",
+            good.as_bytes(),
+            "has no list of revoked certificates",
+        ),
+        ("crl", "crl.pem", crl_cut.as_bytes(), "base64"),
+        ("crl", "crl.pem", crl_damaged.as_bytes(), "damaged"),
+        ("crl", "crl.pem", b"0123", "damaged"),
+        (
+            "crl",
+            "crl.pem",
+            foreign.as_bytes(),
+            "not signed by the key of \"CN=clients\" in",
+        ),
+    ];
+    world.folder.put("crl.pem", &crl);
+    world.load(STRICT).await;
+    for (key, file, content, text) in cases {
+        let before = std::fs::read(world.folder.at(file)).unwrap();
+        world.folder.put(file, content);
+        let faults = world.try_load(STRICT).await.unwrap_err();
+        world.folder.put(file, before);
+        let [fault] = faults.as_slice() else {
+            panic!("{file} {text}: {faults:?}")
+        };
+        assert_eq!(fault.key, Some(*key), "{fault}");
+        let message = fault.to_string();
+        assert!(message.contains(text), "{text}: {message}");
+        assert!(
+            message.contains(&*world.folder.path().to_string_lossy()),
+            "{message}"
+        );
+        assert!(!message.contains("AAAA"), "no content of files: {message}");
+    }
+    for file in ["server.pem", "server.key", "ca.pem", "crl.pem"] {
+        std::fs::remove_file(world.folder.at(file)).unwrap();
+    }
+    let faults = world.try_load(STRICT).await.unwrap_err();
+    let keys: Vec<_> = faults.iter().filter_map(|fault| fault.key).collect();
+    assert_eq!(
+        keys,
+        ["cert", "key", "client_ca"],
+        "all at once: {faults:?}"
+    );
+    assert!(
+        faults
+            .iter()
+            .all(|fault| fault.to_string().contains("can't be read"))
+    );
+}
+
+#[tokio::test]
+async fn a_file_without_end_is_refused() {
+    let world = World::new();
+    world.folder.put("server.pem", vec![b'\n'; (4 << 20) + 1]);
+    let faults = world.try_load("").await.unwrap_err();
+    assert!(faults[0].to_string().contains("over 4 MiB"), "{faults:?}");
+}
+
+#[tokio::test]
+async fn what_is_odd_but_works_is_a_warning() {
+    let world = World::new();
+    let server = |edit: fn(&mut rcgen::CertificateParams)| {
+        let identity = world.server_ca.client("server", |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.subject_alt_names = vec![SanType::DnsName("localhost".try_into().unwrap())];
+            edit(params);
+        });
+        world.folder.put_server(&identity);
+    };
+    assert_eq!(world.load("").await.warnings(), [""; 0]);
+    for (edit, text) in [
+        (
+            (|params| params.not_after = day(-1)) as fn(&mut rcgen::CertificateParams),
+            "\"CN=server\" has expired at",
+        ),
+        (
+            |params| params.not_before = day(1),
+            "\"CN=server\" is not valid before",
+        ),
+        (
+            |params| params.subject_alt_names.clear(),
+            "no DNS name or address",
+        ),
+        (
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+            "is not for servers",
+        ),
+    ] {
+        server(edit);
+        let warnings = world.load("").await.warnings();
+        let [warning] = warnings.as_slice() else {
+            panic!("{text}: {warnings:?}")
+        };
+        assert!(
+            warning.contains(text) && warning.contains("server.pem"),
+            "{warning}"
+        );
+    }
+    server(|_| ());
+    let mut chain = std::fs::read(world.folder.at("server.pem")).unwrap();
+    chain.extend(world.ca.pem().bytes());
+    world.folder.put("server.pem", chain);
+    let warnings = world.load("").await.warnings();
+    assert!(warnings[0].contains("out of order"), "{warnings:?}");
+
+    server(|_| ());
+    for (list, texts) in [
+        (world.ca.crl(-31, &[]), vec!["out of date since"]),
+        (
+            Authority::root("other").crl(-1, &[]),
+            vec![
+                "by \"CN=other\", which is not in",
+                "no list in `crl` is by \"CN=clients\"",
+            ],
+        ),
+    ] {
+        world.folder.put("crl.pem", list);
+        let warnings = world.load(STRICT).await.warnings();
+        assert_eq!(warnings.len(), texts.len(), "{warnings:?}");
+        for (warning, text) in warnings.iter().zip(texts) {
+            assert!(warning.contains(text), "{warning}");
+        }
+    }
+    let lonely = self_signed("lonely");
+    world
+        .folder
+        .put("ca.pem", pem("CERTIFICATE", &lonely.chain[0]));
+    let warnings = world
+        .load(",\"client_ca\":\"ca.pem\",\"client_cert\":\"optional\"")
+        .await
+        .warnings();
+    assert!(
+        warnings[0].contains("\"CN=lonely\" is no CA"),
+        "{warnings:?}"
+    );
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_key_that_others_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let path = world.folder.at("server.key");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let warnings = world.load("").await.warnings();
+    assert!(warnings[0].contains("chmod o-r"), "{warnings:?}");
+}
+
+// Who gets in.
+
+#[tokio::test]
+async fn a_good_client_is_let_in_and_known_by_its_certificate() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let alice = world.ca.client("alice", |params| {
+        params.serial_number = Some(0x00ab_cdef.into());
+        params.subject_alt_names = vec![
+            SanType::Rfc822Name("alice@example.org".try_into().unwrap()),
+            SanType::DnsName("alice.example.org".try_into().unwrap()),
+            SanType::URI("spiffe://example.org/alice".try_into().unwrap()),
+        ];
+    });
+    for (version, name) in VERSIONS.into_iter().zip(["TLS1.2", "TLS1.3"]) {
+        let facts = judge(&world, &tls, version, Some(&alice)).await.unwrap();
+        assert_eq!(facts.version, name);
+        let is_suite = match name {
+            "TLS1.3" => facts.cipher.starts_with("TLS_AES_"),
+            _ => facts.cipher.starts_with("TLS_ECDHE_ECDSA_WITH_AES_"),
+        };
+        assert!(is_suite, "{}", facts.cipher);
+        assert_eq!(facts.server_name.as_deref(), Some("localhost"));
+        assert_eq!((facts.local, facts.remote), (address(1), address(2)));
+        let certificate = facts.certificate.as_ref().unwrap();
+        assert_eq!(certificate.chain, [alice.chain[0].to_vec()]);
+        assert_eq!(certificate.subject, "CN=alice");
+        assert_eq!(certificate.common_names, ["alice"]);
+        assert_eq!(certificate.emails, ["alice@example.org"]);
+        assert_eq!(certificate.dns_names, ["alice.example.org"]);
+        assert_eq!(certificate.uris, ["spiffe://example.org/alice"]);
+        assert_eq!(certificate.serial, "abcdef");
+        assert_eq!(certificate.fingerprint.len(), 64);
+        assert_eq!(certificate.expires_at, (NOW + 100 * DAY) * 1000);
+        tls.judge(certificate).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clients_are_asked_for_a_certificate_as_the_table_says() {
+    let world = World::new();
+    let alice = world.ca.client("alice", |_| ());
+    let mallory = self_signed("alice");
+    for version in VERSIONS {
+        let never = world.load("").await;
+        for identity in [None, Some(&alice), Some(&mallory)] {
+            let facts = judge(&world, &never, version, identity).await.unwrap();
+            assert_eq!(facts.certificate, None, "nobody asked");
+        }
+        let optional = ",\"client_ca\":\"ca.pem\",\"client_cert\":\"optional\"";
+        let maybe = world.load(optional).await;
+        let facts = judge(&world, &maybe, version, None).await.unwrap();
+        assert_eq!(facts.certificate, None);
+        let facts = judge(&world, &maybe, version, Some(&alice)).await.unwrap();
+        assert!(facts.certificate.is_some());
+        let verdict = judge(&world, &maybe, version, Some(&mallory)).await;
+        assert_eq!(verdict.err(), Some(TlsFailure::UnknownCa));
+    }
+}
+
+#[tokio::test]
+async fn every_bad_certificate_is_refused_for_its_own_reason() {
+    let world = World::new();
+    let tls = world.load_strict(&[13]).await;
+    let ca = &world.ca;
+    let expired = ca.client("alice", |params| params.not_after = day(-1));
+    let early = ca.client("alice", |params| params.not_before = day(1));
+    let elsewhere = Authority::root("elsewhere").client("alice", |_| ());
+    let namesake = Authority::root("clients").client("alice", |_| ());
+    let for_servers = ca.client("alice", |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let revoked = ca.client("alice", |params| params.serial_number = Some(13.into()));
+    let own = self_signed("alice");
+    let own_as_ca = self_signed("clients");
+    let by_leaf = signed_by_leaf(ca);
+    let is_ca = ca.client("alice", |params| {
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    });
+    let short = ca.client_with_key("alice", Spki::rsa_1024());
+    let narrow = ca.client_with_key("alice", Spki::p192());
+    let good = || ca.client("alice", |_| ());
+    let other_name = good().altered(|der| {
+        let at = der.windows(5).position(|part| part == b"alice").unwrap();
+        der[at] = b'A';
+    });
+    let other_signature = good().altered(|der| *der.last_mut().unwrap() ^= 1);
+    let cut = good().altered(|der| der.truncate(der.len() / 2));
+    let noise = good().altered(|der| der.fill(0xa5));
+    let nothing = good().altered(Vec::clear);
+    let not_its_own = Identity {
+        chain: good().chain,
+        key: KeyPair::generate().unwrap(),
+    };
+    refuses(
+        &world,
+        &tls,
+        &[
+            ("no certificate", None, TlsFailure::NoCertificate),
+            ("expired", Some(&expired), TlsFailure::Expired),
+            ("not yet valid", Some(&early), TlsFailure::NotYetValid),
+            ("of another CA", Some(&elsewhere), TlsFailure::UnknownCa),
+            (
+                "of a CA of that name",
+                Some(&namesake),
+                TlsFailure::BadSignature,
+            ),
+            ("for servers", Some(&for_servers), TlsFailure::WrongUsage),
+            ("revoked", Some(&revoked), TlsFailure::Revoked),
+            ("self-signed", Some(&own), TlsFailure::UnknownCa),
+            (
+                "self-signed as the CA",
+                Some(&own_as_ca),
+                TlsFailure::BadSignature,
+            ),
+            ("signed by a leaf", Some(&by_leaf), TlsFailure::UnknownCa),
+            ("a CA's own", Some(&is_ca), TlsFailure::WrongUsage),
+            ("RSA of 1024 bits", Some(&short), TlsFailure::Weak),
+            ("P-192", Some(&narrow), TlsFailure::Weak),
+            ("another name", Some(&other_name), TlsFailure::BadSignature),
+            (
+                "another signature",
+                Some(&other_signature),
+                TlsFailure::BadSignature,
+            ),
+            ("cut", Some(&cut), TlsFailure::BadCertificate),
+            ("noise", Some(&noise), TlsFailure::BadCertificate),
+            ("nothing", Some(&nothing), TlsFailure::BadCertificate),
+            (
+                "somebody else's",
+                Some(&not_its_own),
+                TlsFailure::BadSignature,
+            ),
+        ],
+    )
+    .await;
+    for version in VERSIONS {
+        let verdict = judge(&world, &tls, version, Some(&good())).await;
+        assert!(verdict.is_ok(), "the server goes on: {verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn signatures_by_broken_digests_prove_nothing() {
+    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let world = World::with_ca(Authority::root_with("clients", key));
+    let tls = world.load_strict(&[]).await;
+    let signed_with = |digest: u8| {
+        world.ca.client("alice", |_| ()).altered(|der| {
+            let sha256 = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0b";
+            for at in 0..der.len() - sha256.len() {
+                if der[at..].starts_with(sha256) {
+                    der[at + 8] = digest;
+                }
+            }
+        })
+    };
+    let (md5, sha1) = (signed_with(4), signed_with(5));
+    refuses(
+        &world,
+        &tls,
+        &[
+            ("MD5", Some(&md5), TlsFailure::Weak),
+            ("SHA-1", Some(&sha1), TlsFailure::Weak),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_whole_way_to_the_ca_is_judged() {
+    let world = World::new();
+    let middle = world
+        .ca
+        .under_with("middle", |params| params.serial_number = Some(5.into()));
+    let late = world
+        .ca
+        .under_with("late", |params| params.not_after = day(-1));
+    let last = world.ca.under_with("last", |params| {
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    });
+    let beyond = last.under("beyond");
+    let alone = middle.client("alice", |_| ());
+    let whole = middle.client("alice", |_| ()).followed_by(&middle);
+    let gone = middle
+        .client("bob", |params| params.serial_number = Some(7.into()))
+        .followed_by(&middle);
+    let outlived = late.client("alice", |_| ()).followed_by(&late);
+    let too_deep = beyond
+        .client("alice", |_| ())
+        .followed_by(&beyond)
+        .followed_by(&last);
+    let lists = |root: &[u64]| world.ca.crl(-1, root) + &middle.crl(-1, &[7]);
+
+    world.folder.put("crl.pem", lists(&[]));
+    let tls = world.load(STRICT).await;
+    for version in VERSIONS {
+        let facts = judge(&world, &tls, version, Some(&whole)).await.unwrap();
+        assert_eq!(facts.certificate.as_ref().unwrap().chain.len(), 2);
+    }
+    refuses(
+        &world,
+        &tls,
+        &[
+            (
+                "a certificate is missing",
+                Some(&alone),
+                TlsFailure::UnknownCa,
+            ),
+            (
+                "revoked by the one between",
+                Some(&gone),
+                TlsFailure::Revoked,
+            ),
+            (
+                "the one between has expired",
+                Some(&outlived),
+                TlsFailure::Expired,
+            ),
+            ("too far down", Some(&too_deep), TlsFailure::UnknownCa),
+        ],
+    )
+    .await;
+    world.folder.put("crl.pem", lists(&[5]));
+    let tls = world.load(STRICT).await;
+    let all = [(
+        "the one between is revoked",
+        Some(&whole),
+        TlsFailure::Revoked,
+    )];
+    refuses(&world, &tls, &all).await;
+    world.folder.put("crl.pem", world.ca.crl(-1, &[]));
+    let tls = world.load(STRICT).await;
+    let all = [("nobody tells", Some(&whole), TlsFailure::UnknownRevocation)];
+    refuses(&world, &tls, &all).await;
+}
+
+#[tokio::test]
+async fn a_list_out_of_date_lets_nobody_in_and_says_so() {
+    let world = World::new();
+    let tls = world.load_strict(&[13]).await;
+    let alice = world.ca.client("alice", |_| ());
+    let revoked = world
+        .ca
+        .client("bob", |params| params.serial_number = Some(13.into()));
+    for version in VERSIONS {
+        judge(&world, &tls, version, Some(&alice)).await.unwrap();
+    }
+    world.clock.advance(30 * DAY);
+    refuses(
+        &world,
+        &tls,
+        &[
+            ("good", Some(&alice), TlsFailure::StaleCrl),
+            ("revoked", Some(&revoked), TlsFailure::StaleCrl),
+        ],
+    )
+    .await;
+    world.folder.put("crl.pem", world.ca.crl(29, &[13]));
+    tls.reload().await.unwrap();
+    for version in VERSIONS {
+        judge(&world, &tls, version, Some(&alice)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn of_several_lists_the_newest_is_believed() {
+    let world = World::new();
+    let revoked = world
+        .ca
+        .client("bob", |params| params.serial_number = Some(13.into()));
+    let (old, new) = (world.ca.crl(-40, &[]), world.ca.crl(-1, &[13]));
+    for both in [old.clone() + &new, new + &old] {
+        world.folder.put("crl.pem", both);
+        let tls = world.load(STRICT).await;
+        let all = [("revoked by the newer", Some(&revoked), TlsFailure::Revoked)];
+        refuses(&world, &tls, &all).await;
+    }
+}
+
+#[tokio::test]
+async fn a_list_may_be_der() {
+    let world = World::new();
+    let revoked = world
+        .ca
+        .client("bob", |params| params.serial_number = Some(13.into()));
+    let list = world.ca.crl(-1, &[13]);
+    let der = <rustls::pki_types::CertificateRevocationListDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
+        list.as_bytes(),
+    )
+    .unwrap();
+    world.folder.put("crl.pem", &*der);
+    let tls = world.load(STRICT).await;
+    let all = [("revoked", Some(&revoked), TlsFailure::Revoked)];
+    refuses(&world, &tls, &all).await;
+}
+
+// What else may go wrong at the door.
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_has_a_time_limit() {
+    let world = World::new();
+    let tls = world.load(",\"handshake_timeout\":\"3s\"").await;
+    let (near, _far) = duplex(1024);
+    let began = clock::now();
+    let verdict = tls.accept(near, Alpn::None, address(1), address(2)).await;
+    assert_eq!(verdict.err(), Some(TlsFailure::Timeout));
+    assert_eq!(began.elapsed(), Duration::from_secs(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_client_has_a_second_to_read_why_and_no_more() {
+    let world = World::new();
+    let tls = world.load("").await;
+    let (near, mut far) = duplex(1024);
+    far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let began = clock::now();
+    let verdict = tls.accept(near, Alpn::Http, address(1), address(2)).await;
+    assert_eq!(verdict.err(), Some(TlsFailure::Malformed));
+    assert_eq!(began.elapsed(), LINGER);
+    let mut alert = Vec::new();
+    far.read_to_end(&mut alert).await.unwrap();
+    assert_eq!(alert.first(), Some(&21), "an alert: {alert:?}");
+}
+
+#[tokio::test]
+async fn whoever_leaves_or_does_not_trust_the_server_is_counted_apart() {
+    let world = World::new();
+    let tls = world.load("").await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let (near, far) = duplex(1024);
+    drop(far);
+    let verdict = tls.accept(near, Alpn::None, address(1), address(2)).await;
+    assert_eq!(verdict.err(), Some(TlsFailure::Closed));
+    for version in VERSIONS {
+        let mut client = world.client(version);
+        client.roots = RootCertStore::empty();
+        client.roots.add(world.ca.der()).unwrap();
+        let (served, _) = meet(&tls, Arc::new(client.with(None)), Alpn::None).await;
+        assert_eq!(served.err(), Some(TlsFailure::Alert));
+    }
+    let failures = |reason| {
+        numbers.counted(&format!(
+            "chinwag_tls_failures_total{{tls=public,reason={reason}}}"
+        ))
+    };
+    assert_eq!((failures("closed"), failures("alert")), (1, 2));
+    assert_eq!(failures("other"), 0);
+}
+
+#[tokio::test]
+async fn http_is_negotiated_with_those_who_negotiate() {
+    let world = World::new();
+    let tls = world.load("").await;
+    for version in VERSIONS {
+        for (alpn, offered, agreed) in [
+            (Alpn::Http, vec![], Ok(None)),
+            (Alpn::Http, vec!["http/1.1"], Ok(Some("http/1.1"))),
+            (Alpn::Http, vec!["h2", "http/1.1"], Ok(Some("http/1.1"))),
+            (Alpn::Http, vec!["h2"], Err(TlsFailure::Incompatible)),
+            (Alpn::None, vec!["h2"], Ok(None)),
+        ] {
+            let mut config = world.client(version).with(None);
+            config.alpn_protocols = offered
+                .iter()
+                .map(|name| name.as_bytes().to_vec())
+                .collect();
+            let (served, _) = meet(&tls, Arc::new(config), alpn).await;
+            let found = served.map(|(stream, _)| {
+                let agreed = stream.get_ref().1.alpn_protocol();
+                agreed.map(|name| String::from_utf8(name.to_vec()).unwrap())
+            });
+            assert_eq!(
+                found,
+                agreed.map(|name| name.map(str::to_owned)),
+                "{alpn:?} {offered:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn handshakes_are_counted_by_kind_and_reason() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let alice = world.ca.client("alice", |_| ());
+    judge(&world, &tls, &TLS13, Some(&alice)).await.unwrap();
+    judge(&world, &tls, &TLS13, None).await.unwrap_err();
+    assert_eq!(
+        numbers.counted("chinwag_tls_handshakes_total{tls=public,kind=full}"),
+        1
+    );
+    assert_eq!(
+        numbers.counted("chinwag_tls_handshakes_total{tls=public,kind=resumed}"),
+        0
+    );
+    assert_eq!(
+        numbers.counted("chinwag_tls_failures_total{tls=public,reason=no_certificate}"),
+        1
+    );
+}
+
+// Coming back.
+
+/// What becomes of a client that comes again with what its first connection gave it, after `between`.
+async fn again(
+    world: &World,
+    tls: &Arc<Tls>,
+    version: &'static SupportedProtocolVersion,
+    identity: Option<&Identity>,
+    between: impl AsyncFnOnce(),
+) -> Result<(bool, Arc<TlsFacts>), TlsFailure> {
+    let mut config = world.client(version).with(identity);
+    config.resumption = Resumption::in_memory_sessions(8);
+    let config = Arc::new(config);
+    let (first, _connected) = meet(tls, Arc::clone(&config), Alpn::None).await;
+    assert!(!is_resumed(first.unwrap().0.get_ref().1));
+    between().await;
+    let (second, _connected) = meet(tls, config, Alpn::None).await;
+    second.map(|(stream, peer)| (is_resumed(stream.get_ref().1), Arc::clone(peer.facts())))
+}
+
+#[tokio::test]
+async fn a_client_resumes_and_keeps_its_certificate() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let alice = world.ca.client("alice", |_| ());
+    for version in VERSIONS {
+        let (is_resumed, facts) = again(&world, &tls, version, Some(&alice), async || ())
+            .await
+            .unwrap();
+        assert!(is_resumed, "{version:?}");
+        assert_eq!(facts.certificate.as_ref().unwrap().common_names, ["alice"]);
+    }
+    assert_eq!(
+        numbers.counted("chinwag_tls_handshakes_total{tls=public,kind=resumed}"),
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_new_certificate_of_the_server_leaves_tickets_good() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let alice = world.ca.client("alice", |_| ());
+    for version in VERSIONS {
+        let renew = async || {
+            world.folder.put_server(&world.server_ca.server());
+            tls.reload().await.unwrap();
+        };
+        let (is_resumed, _) = again(&world, &tls, version, Some(&alice), renew)
+            .await
+            .unwrap();
+        assert!(is_resumed, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn resuming_is_no_way_around_the_end_of_a_certificate_or_a_list() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let alice = world.ca.client("alice", |params| params.not_after = day(1));
+    let bob = world.ca.client("bob", |_| ());
+    for version in VERSIONS {
+        let verdict = again(&world, &tls, version, Some(&alice), async || {
+            world.clock.advance(2 * DAY);
+        })
+        .await;
+        assert_eq!(verdict.err(), Some(TlsFailure::Expired), "{version:?}");
+        world.clock.rewind(2 * DAY);
+        let verdict = again(&world, &tls, version, Some(&bob), async || {
+            world.clock.advance(30 * DAY);
+        })
+        .await;
+        assert_eq!(verdict.err(), Some(TlsFailure::StaleCrl), "{version:?}");
+        world.clock.rewind(30 * DAY);
+    }
+}
+
+#[tokio::test]
+async fn resuming_is_no_way_around_a_revocation() {
+    let world = World::new();
+    let alice = world
+        .ca
+        .client("alice", |params| params.serial_number = Some(13.into()));
+    let bob = world.ca.client("bob", |_| ());
+    for version in VERSIONS {
+        for (client, is_good) in [(&alice, false), (&bob, true)] {
+            let tls = world.load_strict(&[]).await;
+            let revoke = async || {
+                world.folder.put("crl.pem", world.ca.crl(0, &[13]));
+                tls.reload().await.unwrap();
+            };
+            let verdict = again(&world, &tls, version, Some(client), revoke).await;
+            match verdict {
+                Ok((is_resumed, _)) => assert!(is_good && !is_resumed, "judged from the start"),
+                Err(failure) => assert!(!is_good && failure == TlsFailure::Revoked, "{failure:?}"),
+            }
+        }
+    }
+}
+
+// New files.
+
+#[tokio::test(start_paused = true)]
+async fn changed_files_are_noticed_and_told_in_metrics() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let (numbers, lifecycle) = followed(&tls);
+    let ends = |what| {
+        numbers.gauged(&format!(
+            "chinwag_tls_expiry_timestamp_seconds{{tls=public,what={what}}}"
+        ))
+    };
+    let at = |days: u64| (NOW + days * DAY) as f64;
+    assert_eq!(
+        (ends("certificate"), ends("client_ca"), ends("crl")),
+        (at(100), at(100), at(29))
+    );
+    let reloads = |outcome| {
+        numbers.counted(&format!(
+            "chinwag_config_reloads_total{{what=tls,name=public,outcome={outcome}}}"
+        ))
+    };
+    world.folder.put("crl.pem", world.ca.crl(0, &[]));
+    until(|| reloads("ok") == 1).await;
+    assert_eq!(ends("crl"), at(30));
+
+    // A broken file keeps the old one, and is not tried again and again.
+    let before = tls.server_config(Alpn::None);
+    world.folder.put("server.pem", "nonsense");
+    until(|| reloads("failed") == 1).await;
+    tokio::time::sleep(10 * LOOK_EVERY).await;
+    assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
+    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    let alice = world.ca.client("alice", |_| ());
+    judge(&world, &tls, &TLS13, Some(&alice)).await.unwrap();
+
+    world.folder.put_server(&world.server_ca.server());
+    until(|| reloads("ok") == 2).await;
+    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    assert_eq!(lifecycle.shut_down(Duration::from_secs(1)).await, 0);
+}
+
+#[tokio::test]
+async fn only_what_has_an_end_has_a_gauge_for_it() {
+    let world = World::new();
+    let tls = world.load("").await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let gauges: Vec<_> = numbers
+        .0
+        .lock()
+        .keys()
+        .filter(|name| name.contains("expiry"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        gauges,
+        ["chinwag_tls_expiry_timestamp_seconds{tls=public,what=certificate}"]
+    );
+}
+
+/// Keeps what is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn keep(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn lines(&self, with: &str) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().clone()).unwrap();
+        let lines = text.lines().filter(|line| line.contains(with));
+        lines.map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_used_is_told_in_the_log_and_not_shown() {
+    let world = World::new();
+    let tls = world.load("").await;
+    world
+        .folder
+        .put("server.key", "-----BEGIN PRIVATE KEY-----\nsecret!\n");
+    let log = Log::default();
+    let guard = log.keep();
+    tls.take(tls.watch.lock()).unwrap_err();
+    drop(guard);
+    let lines = log.lines("those read before stay");
+    let [line] = lines.as_slice() else {
+        panic!("{lines:?}")
+    };
+    for part in ["ERROR", "public", "key", "server.key: is cut off"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(log.lines("secret").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_list_is_told_once_when_it_comes() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let log = Log::default();
+    let _guard = log.keep();
+    let (_numbers, _lifecycle) = followed(&tls);
+    tokio::time::sleep(10 * LOOK_EVERY).await;
+    assert_eq!(log.lines("has just ended"), [""; 0]);
+    world.clock.advance(30 * DAY);
+    until(|| !log.lines("has just ended").is_empty()).await;
+    tokio::time::sleep(10 * LOOK_EVERY).await;
+    let lines = log.lines("has just ended");
+    assert!(
+        matches!(&*lines, [line] if line.contains("crl")),
+        "{lines:?}"
+    );
+}
+
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_folder_swapped_by_its_link_is_a_change() {
+    use std::os::unix::fs::symlink;
+    let world = World::new();
+    let (one, two) = (world.server_ca.server(), world.server_ca.server());
+    // As Kubernetes lays out a secret: files are links into `..data`, which is a link to a folder.
+    let at = |name: &str| world.folder.at(name);
+    for (folder, identity) in [("..1", &one), ("..2", &two)] {
+        std::fs::create_dir(at(folder)).unwrap();
+        world.folder.put(
+            &format!("{folder}/server.pem"),
+            pem("CERTIFICATE", &identity.chain[0]),
+        );
+        world.folder.put(
+            &format!("{folder}/server.key"),
+            identity.key.serialize_pem(),
+        );
+    }
+    symlink("..1", at("..data")).unwrap();
+    for name in ["server.pem", "server.key"] {
+        std::fs::remove_file(at(name)).unwrap();
+        symlink(format!("..data/{name}"), at(name)).unwrap();
+    }
+    let tls = world.load("").await;
+    let (_numbers, _lifecycle) = followed(&tls);
+    let shown = async || {
+        let config = Arc::new(world.client(&TLS13).with(None));
+        let (_, connected) = meet(&tls, config, Alpn::None).await;
+        let stream = connected.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    assert_eq!(shown().await, one.chain[0]);
+    let before = tls.server_config(Alpn::None);
+    symlink("..2", at("..next")).unwrap();
+    std::fs::rename(at("..next"), at("..data")).unwrap();
+    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::None))).await;
+    assert_eq!(shown().await, two.chain[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_is_not_taken_without_its_key() {
+    let world = World::new();
+    let tls = world.load("").await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let next = world.server_ca.server();
+    let before = tls.server_config(Alpn::None);
+    world
+        .folder
+        .put("server.pem", pem("CERTIFICATE", &next.chain[0]));
+    tokio::time::sleep(LOOK_EVERY + LOOK_EVERY / 2).await;
+    world.folder.put("server.key", next.key.serialize_pem());
+    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::None))).await;
+    let failed = "chinwag_config_reloads_total{what=tls,name=public,outcome=failed}";
+    assert_eq!(numbers.counted(failed), 0, "half a pair was never tried");
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_says_why_and_changes_nothing() {
+    let world = World::new();
+    let tls = world.load("").await;
+    let before = tls.server_config(Alpn::None);
+    world
+        .folder
+        .put("server.key", world.server_ca.server().key.serialize_pem());
+    let faults = tls.reload().await.unwrap_err();
+    assert_eq!(faults[0].key, Some("key"));
+    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    world.folder.put_server(&world.server_ca.server());
+    tls.reload().await.unwrap();
+    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+}
+
+#[tokio::test]
+async fn those_inside_are_judged_anew_when_others_are_trusted() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let mut inside = Vec::new();
+    for (name, serial) in [("alice", 1), ("bob", 2)] {
+        let identity = world
+            .ca
+            .client(name, |params| params.serial_number = Some(serial.into()));
+        let facts = judge(&world, &tls, &TLS13, Some(&identity)).await.unwrap();
+        inside.push(facts.certificate.clone().unwrap());
+    }
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (ears, members) = (Arc::clone(&heard), inside.clone());
+    tls.on_reload(move |judge| {
+        let verdicts: Vec<_> = members
+            .iter()
+            .map(|member| judge.check(member).err())
+            .collect();
+        ears.lock().push(verdicts);
+    });
+    let heard = || std::mem::take(&mut *heard.lock());
+
+    world.folder.put_server(&world.server_ca.server());
+    tls.reload().await.unwrap();
+    assert_eq!(
+        heard(),
+        [[None; 0]; 0],
+        "nobody else is trusted than before"
+    );
+    world.folder.put("crl.pem", world.ca.crl(0, &[2]));
+    tls.reload().await.unwrap();
+    assert_eq!(heard(), [[None, Some(TlsFailure::Revoked)]]);
+    assert_eq!(tls.judge(&inside[1]), Err(TlsFailure::Revoked));
+
+    // An old list still tells who is revoked, but throws nobody out for its age.
+    world.folder.put("crl.pem", world.ca.crl(-60, &[1]));
+    tls.reload().await.unwrap();
+    assert_eq!(heard(), [[Some(TlsFailure::Revoked), None]]);
+    assert_eq!(
+        tls.judge(&inside[1]),
+        Err(TlsFailure::StaleCrl),
+        "no newcomer"
+    );
+
+    let other = Authority::root("other");
+    world.folder.put("ca.pem", other.pem());
+    world.folder.put("crl.pem", other.crl(0, &[]));
+    tls.reload().await.unwrap();
+    assert_eq!(heard(), [[Some(TlsFailure::UnknownCa); 2]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_came_before_a_revocation_is_found_out_at_the_log_in() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let (numbers, _lifecycle) = followed(&tls);
+    let alice = world
+        .ca
+        .client("alice", |params| params.serial_number = Some(13.into()));
+    let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
+    let (served, _connected) = meet(&tls, Arc::clone(&config), Alpn::None).await;
+    let (_stream, peer) = served.unwrap();
+    assert_eq!(peer.check(), Ok(()));
+
+    // This one is in the middle of its handshake when the list changes.
+    let (near, far) = duplex(1 << 16);
+    let mut accepting = Box::pin(tls.accept(near, Alpn::None, address(1), address(2)));
+    std::future::poll_fn(|cx| {
+        assert!(accepting.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    world.folder.put("crl.pem", world.ca.crl(0, &[13]));
+    tls.reload().await.unwrap();
+    assert_eq!(peer.check(), Err(TlsFailure::Revoked));
+    let name = ServerName::try_from("localhost").unwrap();
+    let connecting = TlsConnector::from(config).connect(name, far);
+    let (accepted, _connected) = tokio::join!(accepting, connecting);
+    assert_eq!(accepted.err(), Some(TlsFailure::Revoked));
+    let revoked = "chinwag_tls_failures_total{tls=public,reason=revoked}";
+    assert_eq!(numbers.counted(revoked), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_past_its_end_is_found_out_at_the_log_in() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let alice = world.ca.client("alice", |params| params.not_after = day(1));
+    let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
+    let (served, _connected) = meet(&tls, config, Alpn::None).await;
+    let (_stream, peer) = served.unwrap();
+    world.clock.advance(2 * DAY);
+    tokio::time::advance(FRESH).await;
+    assert_eq!(peer.check(), Err(TlsFailure::Expired));
+}
+
+// Names in certificates.
+
+#[test]
+fn odd_subjects_are_told_as_they_are() {
+    let ca = Authority::root("clients");
+    let read = |identity: &Identity| read(&identity.chain).unwrap();
+    let two = read(&ca.client("alice", |params| {
+        let again = DnType::CustomDnType(vec![2, 5, 4, 3]);
+        params.distinguished_name.push(again, "mallory");
+    }));
+    assert_eq!(two.common_names, ["alice", "mallory"]);
+    assert_eq!(two.subject, "CN=mallory,CN=alice");
+
+    let none = read(&ca.client("x", |params| {
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "Org, Inc. ");
+        params
+            .distinguished_name
+            .push(DnType::CustomDnType(vec![1, 2, 3]), "?");
+    }));
+    assert_eq!(none.common_names, [""; 0]);
+    assert_eq!(none.subject, "1.2.3=#0c013f,O=Org\\, Inc.\\ ");
+
+    for (name, subject) in [
+        ("*", "CN=*"),
+        ("a\r\nb", "CN=a\\0d\\0ab"),
+        ("a\0b", "CN=a\\00b"),
+        (" #a\"b", "CN=\\ #a\\\"b"),
+        ("p\u{430}ypal", "CN=p\u{430}ypal"),
+    ] {
+        let certificate = read(&ca.client(name, |_| ()));
+        assert_eq!(certificate.common_names, [name]);
+        assert_eq!(certificate.subject, subject);
+    }
+    let wide = DnValue::BmpString("Grüße".try_into().unwrap());
+    let certificate = read(&ca.client("x", |params| {
+        params.distinguished_name.push(DnType::CommonName, wide);
+    }));
+    assert_eq!(certificate.common_names, ["Grüße"]);
+}
+
+#[test]
+fn names_that_are_no_text_still_count() {
+    let ca = Authority::root("clients");
+    let identity = ca
+        .client("alice", |params| {
+            params.subject_alt_names = vec![
+                SanType::Rfc822Name("alice@example.org".try_into().unwrap()),
+                SanType::DnsName("alice.example.org".try_into().unwrap()),
+            ];
+        })
+        .altered(|der| {
+            for name in ["alice@example.org", "alice.example.org"] {
+                let at = der
+                    .windows(17)
+                    .position(|part| part == name.as_bytes())
+                    .unwrap();
+                der[at] = 0xff;
+            }
+            let common = der.windows(5).position(|part| part == b"alice").unwrap();
+            der[common] = 0xff;
+        });
+    let certificate = read(&identity.chain).unwrap();
+    for names in [
+        &certificate.emails,
+        &certificate.dns_names,
+        &certificate.common_names,
+    ] {
+        assert_eq!(names.len(), 1, "{certificate:?}");
+        assert!(names[0].contains('\u{fffd}'), "{names:?}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+        let _ = read(&[bytes.into()]);
+    }
+
+    #[test]
+    fn no_change_to_a_certificate_makes_the_reader_panic(
+        changes in proptest::collection::vec((proptest::num::usize::ANY, proptest::num::u8::ANY), 1..6),
+        cut in proptest::option::of(proptest::num::usize::ANY),
+    ) {
+        static DER: OnceLock<Vec<u8>> = OnceLock::new();
+        let mut der = DER
+            .get_or_init(|| {
+                let identity = Authority::root("clients").client("alice", |params| {
+                    params.subject_alt_names = vec![
+                        SanType::Rfc822Name("alice@example.org".try_into().unwrap()),
+                        SanType::URI("spiffe://example.org/alice".try_into().unwrap()),
+                    ];
+                });
+                identity.chain[0].to_vec()
+            })
+            .clone();
+        for (place, byte) in changes {
+            let place = place % der.len();
+            der[place] = byte;
+        }
+        if let Some(cut) = cut {
+            der.truncate(cut % (der.len() + 1));
+        }
+        let der = CertificateDer::from(der);
+        if let Ok(certificate) = read(std::slice::from_ref(&der)) {
+            proptest::prop_assert_eq!(certificate.fingerprint.len(), 64);
+            let parsed = certificate::parse(&der).unwrap();
+            let _ = certificate::is_weak(&parsed);
+        }
+    }
+}
