@@ -8,13 +8,20 @@
 )]
 
 mod battery;
+mod bench;
+mod browser;
+mod chat;
+mod client;
+mod clients;
 mod configs;
 mod faults;
 mod harness;
 mod metrics;
+mod nginx;
 mod order;
 mod polling;
 mod program;
 mod readme;
 mod tcp;
+mod web;
 mod websocket;

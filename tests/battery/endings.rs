@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Over, Server, Setup, Sloth, check, eventually};
+use crate::harness::{Client, Over, STAFF, Server, Setup, Sloth, check, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_logout_is_answered_with_bye_and_the_name_is_free() {
@@ -224,6 +224,33 @@ async fn strangers_do_not_hold_up_a_drain() {
         took < std::time::Duration::from_secs(5),
         "the drain took {took:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_taken_out_of_the_password_file_is_logged_out() {
+    for over in Over::ALL {
+        let server = Setup::passwords().start().await;
+        let mut members = Vec::new();
+        for (user, password, _) in STAFF {
+            let mut member = Client::connect(server.addr(over), over, user).await;
+            member
+                .log_in(json!({"type": "login", "user": user, "password": password}))
+                .await;
+            members.push(member);
+        }
+        let file = server.folder().join("users.txt");
+        let users = std::fs::read_to_string(&file).unwrap();
+        let without: String = users
+            .lines()
+            .filter(|line| !line.starts_with("alice:"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_ne!(users, without);
+        std::fs::write(&file, without).unwrap();
+        members[0].expect_bye("auth_expired").await;
+        let pong = members[1].command(json!({"type": "ping"})).await;
+        assert_eq!(pong["type"], "pong", "bob's line is as it was");
+    }
 }
 
 /// A member on another transport than the one under test, whose session cannot fall silent.

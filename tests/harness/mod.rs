@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+mod browser;
 mod client;
 mod http;
 mod late_log;
+mod middlebox;
+mod nginx;
 mod program;
 mod roster;
 mod script;
 mod server;
 mod sloth;
 
+pub(crate) use browser::{Browser, Key, Page, Screen};
 pub(crate) use client::Client;
 pub(crate) use http::{Answer, Http, Request};
+pub(crate) use middlebox::{Middlebox, Upgrade};
+pub(crate) use nginx::{Nginx, Via};
 pub(crate) use program::{PROGRAM, Program, scrape};
 pub(crate) use roster::Roster;
 pub(crate) use script::{MIXES, PUSH_MIXES, check, check_on, check_with, includes};

@@ -69,18 +69,19 @@ impl Program {
         let document = std::fs::read_to_string(file).expect("a readable file");
         let mut command = Command::new(PROGRAM);
         command.arg("serve").arg("--config").arg(file);
-        Self::spawn_elsewhere(command, &listeners(&document)).await
+        let page = document.lines().any(|line| line.starts_with("[web]"));
+        Self::spawn_elsewhere(command, &listeners(&document), page).await
     }
 
     /// Starts it without any argument, as the README does first.
     pub(crate) async fn start_alone() -> Self {
         let names = ["web", "poll", "line", METRICS].map(String::from);
-        Self::spawn_elsewhere(Command::new(PROGRAM), &names).await
+        Self::spawn_elsewhere(Command::new(PROGRAM), &names, true).await
     }
 
     /// Runs `command` with every bind moved to a free port, and with a log that can be read here: the file is
-    /// overridden by the environment.
-    async fn spawn_elsewhere(mut command: Command, expected: &[String]) -> Self {
+    /// overridden by the environment. The page, where there is one, goes with its transports.
+    async fn spawn_elsewhere(mut command: Command, expected: &[String], page: bool) -> Self {
         command
             .env("CHINWAG_LOG__FORMAT", "text")
             .env("CHINWAG_LOG__LEVEL", "info");
@@ -90,6 +91,9 @@ impl Program {
                 name => format!("CHINWAG_TRANSPORTS__{}__BIND", name.to_uppercase()),
             };
             command.env(key, "127.0.0.1:0");
+        }
+        if page {
+            command.env("CHINWAG_WEB__BIND", "127.0.0.1:0");
         }
         Self::spawn(command, expected).await
     }
