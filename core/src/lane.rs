@@ -62,6 +62,8 @@ pub(crate) enum LaneCommand {
         slot: Slot,
         init: Frame,
     },
+    /// Tells the presence that is pending when this is reached: by then that of the commands before is in it.
+    Presence,
     /// Answers `slot` with nothing, after everything before.
     Flush {
         membership: Arc<Membership>,
@@ -79,7 +81,7 @@ impl LaneCommand {
             Self::Join { told, .. } | Self::Leave { told, .. } | Self::Tell(told) => {
                 told.event.as_ref().map_or(0, Frame::len)
             }
-            Self::Reply { .. } | Self::Flush { .. } | Self::Forget => 0,
+            Self::Reply { .. } | Self::Presence | Self::Flush { .. } | Self::Forget => 0,
         }
     }
 }
@@ -348,14 +350,8 @@ impl Lane {
                 continue;
             };
             room.presence.due = None;
-            for frame in room.take_presence(&self.context) {
-                room.room.owes(frame.len());
-                room.commands.push_back(LaneCommand::Tell(Told {
-                    event: Some(frame),
-                    change: None,
-                }));
-            }
-            if !room.is_busy && !room.commands.is_empty() {
+            room.commands.push_back(LaneCommand::Presence);
+            if !room.is_busy {
                 room.is_busy = true;
                 self.busy.push_back(id);
             }
@@ -401,13 +397,14 @@ impl LaneRoom {
             bytes += length;
             answers += usize::from(!matches!(
                 command,
-                LaneCommand::Publish(_) | LaneCommand::Tell(_)
+                LaneCommand::Publish(_) | LaneCommand::Tell(_) | LaneCommand::Presence
             ));
             match command {
                 LaneCommand::Publish(frame) => {
                     walked += frame.len();
                     frames.push(frame);
                 }
+                LaneCommand::Presence => frames.extend(self.take_presence(context)),
                 LaneCommand::Tell(told) => self.tell(told, &mut frames, &mut walked, context, due),
                 LaneCommand::Join {
                     session,
@@ -679,5 +676,98 @@ impl Tally {
             scope.metrics.deliveries.increment(std::mem::take(events));
             scope.metrics.bytes_out.increment(std::mem::take(bytes));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::NoopRecorder;
+
+    use super::*;
+    use crate::{
+        clock::SystemWallClock,
+        config::{Presence, RoomConfig},
+        room::{RoomContext, RoomOptions},
+    };
+
+    fn change(rev: u64, name: &str) -> LaneCommand {
+        LaneCommand::Tell(Told {
+            event: None,
+            change: Some(Change {
+                name: name.into(),
+                joined: true,
+                rev,
+                count: 1,
+                named: true,
+            }),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn presence_that_waits_behind_changes_tells_them_too() {
+        let config = RoomConfig {
+            presence: Presence::Batched,
+            ..RoomConfig::default()
+        };
+        let interval = config.presence_interval.0;
+        let options = RoomOptions {
+            config,
+            validators: Vec::new(),
+            escapes: false,
+            configured: false,
+        };
+        let context = RoomContext {
+            frame_bytes: 1 << 16,
+            inbox_bytes: 1 << 20,
+            stopped: AtomicBool::new(false),
+            members: metrics::Gauge::noop(),
+        };
+        let room = Arc::new(Room::new(
+            "lobby".into(),
+            1,
+            "e".into(),
+            Arc::new(options),
+            Arc::new(context),
+            Arc::default(),
+        ));
+        let mut lane = Lane::new(LaneContext {
+            telemetry: Telemetry::new(&NoopRecorder, &[], &[], &[]),
+            wall: Arc::new(SystemWallClock),
+            frame_bytes: 1 << 16,
+            delivery_is_activity: false,
+        });
+        let mut said = Vec::new();
+        let mut lay_out = |lane: &mut Lane| {
+            let room = lane.rooms.get_mut(&1).expect("it was enqueued");
+            room.lay_out(
+                &lane.context,
+                &mut lane.presence_due,
+                &mut lane.tally,
+                &mut lane.doomed,
+            );
+            for frame in room
+                .walk
+                .take()
+                .iter()
+                .flat_map(|walk| walk.batch.frames(0))
+            {
+                let object: serde_json::Value =
+                    serde_json::from_slice(&frame.json()).expect("an object");
+                said.push(object["rev"].as_u64().expect("presence has one"));
+            }
+        };
+        lane.enqueue(Arc::clone(&room), change(1, "ann"));
+        lay_out(&mut lane);
+        tokio::time::advance(interval).await;
+        // It is due while others are on their way in already.
+        lane.enqueue(Arc::clone(&room), change(2, "bob"));
+        lane.flush_due_presence();
+        lane.enqueue(Arc::clone(&room), change(3, "eve"));
+        lay_out(&mut lane);
+        tokio::time::advance(interval).await;
+        lane.flush_due_presence();
+        lay_out(&mut lane);
+        assert!(said.is_sorted(), "{said:?}");
+        assert_eq!(said.last(), Some(&3), "{said:?}");
     }
 }
