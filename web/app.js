@@ -118,22 +118,28 @@ function drawLog() {
 		// What is read stays where it is.
 		log.scrollTop -= height - log.scrollHeight;
 	}
-	for (; bottom < end; bottom++) {
-		log.append(render(entries[bottom - gone]));
-	}
-	const last = entries.at(-1);
-	if (last?.kind === 'quiet') log.lastElementChild?.replaceChildren(...cameAndWent(last));
+	// More may have come and gone since it was drawn.
+	const last = entries[bottom - gone - 1];
+	if (last?.kind === 'quiet') log.lastElementChild?.replaceWith(render(last));
+	for (; bottom < end; bottom++) log.append(render(entries[bottom - gone]));
 	if (stuck) log.scrollTop = log.scrollHeight;
 	latest.hidden = stuck || !unseen;
 	latest.textContent = `${unseen} new message${unseen > 1 ? 's' : ''} ↓`;
 }
 
 /** @param {Entry} entry */
-function render({ kind, at, user, seq, own, follows, ...entry }) {
+function render({ kind, at, user, seq, own, follows, joined, left, ...entry }) {
 	if (kind !== 'message') {
 		const notice = element('p', `notice ${kind}`, entry.text);
 		// Nobody who listens is interrupted for it.
 		if (kind === 'quiet') notice.setAttribute('aria-live', 'off');
+		for (const users of [joined, left]) {
+			const { size } = users;
+			if (size && notice.firstChild) notice.append(' · ');
+			[...users].slice(0, NAMED).forEach((user, i) => notice.append(i ? (i === size - 1 ? ' and ' : ', ') : '', name(user)));
+			if (size > NAMED) notice.append(` and ${size - NAMED} more`);
+			if (size) notice.append(users === joined ? ' joined' : ' left');
+		}
 		return notice;
 	}
 	const article = element('article', `message${own ? ' own' : ''}${follows ? ' follows' : ''}`);
@@ -152,27 +158,13 @@ function render({ kind, at, user, seq, own, follows, ...entry }) {
 	return article;
 }
 
-/** @param {Entry} entry */
-function cameAndWent({ joined, left }) {
-	/** @type {(Node | string)[]} */
-	const parts = [];
-	for (const users of [joined, left]) {
-		if (!users.size) continue;
-		if (parts.length) parts.push(' · ');
-		[...users].slice(0, NAMED).forEach((user, i) => parts.push(i ? (i === users.size - 1 ? ' and ' : ', ') : '', name(user)));
-		if (users.size > NAMED) parts.push(` and ${users.size - NAMED} more`);
-		parts.push(users === joined ? ' joined' : ' left');
-	}
-	return parts;
-}
-
 /** @param {View} view @param {Entry['kind']} kind @param {Partial<Entry>} entry */
 function add(view, kind, entry) {
 	const { entries } = view;
 	const added = { kind, seq: 0, at: 0, user: '', text: '', own: false, follows: false, joined: new Set(), left: new Set(), ...entry };
 	entries.push(added);
 	// Who reads further up is given time, though not for ever.
-	const most = view === shown && !stuck ? 2 * KEPT : KEPT;
+	const most = view === shown && !stuck ? 1.5 * KEPT : KEPT;
 	if (entries.length > most) view.gone += entries.splice(0, entries.length - most + (most - KEPT) / 5).length;
 	draw();
 	return added;
@@ -226,7 +218,6 @@ function viewOf(room) {
 	let view = views.get(room.name);
 	if (!view) {
 		const button = element('button');
-		button.type = 'button';
 		button.dataset.room = room.name;
 		button.onclick = () => show(room.name);
 		view = { room, entries: [], gone: 0, unread: 0, draft: '', button, day: '' };

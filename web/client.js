@@ -153,7 +153,7 @@ const webSocketLink = ({ settings, times, hear }) => {
 		check: () => void link.request({ type: 'ping' }).catch(() => {}),
 		leave() {
 			link.request({ type: 'logout' }).catch(() => {});
-			link.finish('logout');
+			link.finish('logout', '', 1000);
 		},
 	};
 	return connection(link, () => {
@@ -263,7 +263,7 @@ const pollingLink = ({ settings, times, hear, shaky, pause }) => {
 		check: () => poll.abort(),
 		leave() {
 			if (id) request('DELETE', 'session', { keepalive: true }).catch(() => {});
-			link.finish('logout');
+			link.finish('logout', '', 1000);
 		},
 	};
 	return connection(link, () => calls.forEach((call) => call.abort()));
@@ -337,7 +337,7 @@ export class Client {
 		this.#set('offline');
 	}
 
-	/** Lets go of the connection, as when a page is put away; comes back when it runs again. */
+	/** Lets go of the connection, as when a page is put away; comes back a second later, if the page still runs. */
 	suspend() {
 		this.#link?.leave();
 	}

@@ -1,6 +1,6 @@
 /** The protocol's codes in words, with what to do. */
 
-// Why one thing was refused. After a colon comes what the server says. Any other code is a fault of somebody's.
+// Why one thing was refused. After a colon comes what the server says.
 /** @type {Record<string, string>} */
 const REFUSED = {
 	too_large: 'That is too much at once. Send it in parts.',
@@ -10,7 +10,7 @@ const REFUSED = {
 	session_refused: 'You were not let in:',
 	session_expired: 'Your session has ended. Log in again.',
 	name_invalid: 'This name can’t be used here. Choose another.',
-	name_in_use: 'Somebody has that name now. Choose another.',
+	name_in_use: 'Somebody has that name now. Choose another, or try again later.',
 	room_invalid: 'A room’s name has 1 to 64 small letters (a to z), digits, dots, colons, dashes or underscores.',
 	forbidden: 'That is not allowed here:',
 	not_joined: 'You are not in this room any more. Join it again.',

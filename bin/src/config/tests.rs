@@ -9,7 +9,8 @@ use super::*;
     feature = "websocket",
     feature = "http-polling",
     feature = "anonymous",
-    feature = "password"
+    feature = "password",
+    feature = "web"
 ))]
 mod with_every_kind {
     use super::*;
@@ -262,7 +263,6 @@ history = { events = 2, bytes = \"2KiB\", age = \"2s\" }
     }
 
     /// The configuration of the page that `[web]` and `transports` make.
-    #[cfg(feature = "web")]
     async fn page(transports: &str) -> PageConfig {
         let document = format!(
             "
@@ -281,7 +281,6 @@ file = \"{}/../configs/users.txt\"
         right(&document).await.page.expect("there is a page")
     }
 
-    #[cfg(feature = "web")]
     #[tokio::test]
     async fn the_page_is_told_where_to_log_in_and_with_what() {
         use crate::web::Passwords;
