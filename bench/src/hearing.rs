@@ -35,6 +35,8 @@ pub struct Hearing {
     delivered: u64,
     acknowledged: u64,
     split: u64,
+    /// Summaries that a member was sent after a later one.
+    disordered: u64,
     presence: Presence,
     departures: Vec<(Duration, u64)>,
 }
@@ -57,7 +59,7 @@ pub struct Wrong {
     pub lost: u64,
     /// Events that a member was sent again.
     pub repeated: u64,
-    /// Events that a member was sent after a later one.
+    /// Events, and presence in batches, that a member was sent after a later one.
     pub reordered: u64,
     /// Events that had another content for one member than for another under the same number.
     pub split: u64,
@@ -70,6 +72,10 @@ struct Member {
     sequence: Option<Sequence>,
     /// Members of the room as far as this one was told; `None` where rooms don't tell.
     knows: Option<u64>,
+    /// As of which count of changes it knows that, where presence is batched.
+    rev: u64,
+    /// The latest summary that it was sent.
+    summary: u64,
 }
 
 #[derive(Debug)]
@@ -83,7 +89,22 @@ struct Room {
     /// The latest events by their number, modulo the length.
     recent: Vec<Recent>,
     /// The latest summary of who came and went: all members get the same.
-    summary: (Vec<u8>, u64, u64),
+    summary: Summary,
+}
+
+#[derive(Debug, Default)]
+struct Summary {
+    object: Vec<u8>,
+    told: Told,
+}
+
+/// What a summary says.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    names: u64,
+    count: u64,
+    /// As of which count of changes.
+    rev: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -116,7 +137,7 @@ impl Hearing {
             sent: 0,
             heard: 0,
             recent: vec![Recent::default(); recent.next_power_of_two()],
-            summary: (Vec::new(), 0, 0),
+            summary: Summary::default(),
         };
         Self {
             numbers,
@@ -129,20 +150,23 @@ impl Hearing {
             delivered: 0,
             acknowledged: 0,
             split: 0,
+            disordered: 0,
             presence: Presence::default(),
             departures: Vec::new(),
         }
     }
 
     /// `member` is in its room; its first event will have the number `seq + 1`. There were `count` others, where the
-    /// room tells.
-    pub fn arrived(&mut self, member: usize, seq: u64, count: Option<u64>) {
+    /// room tells; as of `rev` changes, where it tells in batches.
+    pub fn arrived(&mut self, member: usize, seq: u64, count: Option<u64>, rev: Option<u64>) {
         let rooms = self.rooms.len();
         while self.members.len() <= member {
             self.members.push(Member {
                 room: self.members.len() % rooms,
                 sequence: None,
                 knows: None,
+                rev: 0,
+                summary: 0,
             });
         }
         let room = &mut self.rooms[member % rooms];
@@ -150,6 +174,7 @@ impl Hearing {
         room.highest = room.highest.max(seq);
         self.members[member].sequence = Some(Sequence::after(seq));
         self.members[member].knows = count;
+        self.members[member].rev = rev.unwrap_or(0);
     }
 
     /// From now on nothing is expected of `member`.
@@ -253,6 +278,7 @@ impl Hearing {
     pub fn wrong(&self) -> Wrong {
         let mut wrong = Wrong {
             split: self.split,
+            reordered: self.disordered,
             ..Wrong::default()
         };
         for member in &self.members {
@@ -296,10 +322,10 @@ impl Hearing {
     /// Everything that is not the next event as another member got it.
     fn examine(&mut self, member: usize, object: &[u8], at: Duration) -> Result<(), Trouble> {
         let room = self.members[member].room;
-        let (summary, names, count) = &self.rooms[room].summary;
-        if summary == object {
-            let (names, count) = (*names, *count);
-            self.summarised(member, names, count);
+        let summary = &self.rooms[room].summary;
+        if summary.object == object {
+            let told = summary.told;
+            self.summarised(member, told);
             return Ok(());
         }
         let refuse = || Trouble::told(object);
@@ -318,13 +344,17 @@ impl Hearing {
                 self.acknowledged += 1;
             }
             ("presence", None) => {
-                let names = incoming.joined.0 + incoming.left.0;
-                let count = incoming.count.ok_or_else(refuse)?;
+                let told = Told {
+                    names: incoming.joined.0 + incoming.left.0,
+                    count: incoming.count.ok_or_else(refuse)?,
+                    rev: incoming.rev.unwrap_or(0),
+                };
                 if incoming.left.0 > 0 {
                     self.departures.push((at, incoming.left.0));
                 }
-                self.rooms[room].summary = (object.to_vec(), names, count);
-                self.summarised(member, names, count);
+                let object = object.to_vec();
+                self.rooms[room].summary = Summary { object, told };
+                self.summarised(member, told);
             }
             ("message" | "join" | "leave" | "sent" | "error" | "bye" | "left" | "init", _) => {
                 return Err(refuse());
@@ -334,11 +364,16 @@ impl Hearing {
         Ok(())
     }
 
-    fn summarised(&mut self, member: usize, names: u64, count: u64) {
+    fn summarised(&mut self, member: usize, told: Told) {
         self.presence.summaries += 1;
-        self.presence.names += names;
-        if let Some(knows) = &mut self.members[member].knows {
-            *knows = count;
+        self.presence.names += told.names;
+        let member = &mut self.members[member];
+        // Whoever goes by the protocol passes an older one over, and never learns of those that it names.
+        self.disordered += u64::from(told.rev < member.summary);
+        member.summary = member.summary.max(told.rev);
+        if told.rev >= member.rev {
+            member.rev = told.rev;
+            member.knows = member.knows.and(Some(told.count));
         }
     }
 
@@ -453,8 +488,8 @@ mod tests {
 
     fn two_members(numbers: bool) -> Hearing {
         let mut hearing = Hearing::new(numbers, PAYLOAD, 1);
-        hearing.arrived(0, 0, None);
-        hearing.arrived(1, 0, None);
+        hearing.arrived(0, 0, None, None);
+        hearing.arrived(1, 0, None, None);
         hearing
     }
 
@@ -546,16 +581,16 @@ mod tests {
         let mut hearing = Hearing::new(true, PAYLOAD, 1);
         let join =
             |seq| format!(r#"{{"type":"join","room":"r","seq":{seq},"at":1,"user":"u{seq}"}}"#);
-        hearing.arrived(0, 0, Some(0));
+        hearing.arrived(0, 0, Some(0), None);
         tell(&mut hearing, 0, &join(1));
         assert_eq!(hearing.ignorant(), 0);
-        hearing.arrived(1, 1, Some(1));
+        hearing.arrived(1, 1, Some(1), None);
         assert_eq!(hearing.ignorant(), 2);
         tell(&mut hearing, 0, &join(2));
         tell(&mut hearing, 1, &join(2));
         assert_eq!(hearing.ignorant(), 0);
         let summary = r#"{"type":"presence","room":"r","at":1,"rev":9,"joined":["a"],"left":["b","c"],"count":3}"#;
-        hearing.arrived(2, 2, Some(2));
+        hearing.arrived(2, 2, Some(2), None);
         for member in 0..3 {
             tell(&mut hearing, member, summary);
         }
@@ -566,6 +601,23 @@ mod tests {
             (3, 3, 9)
         );
         assert_eq!(hearing.departures(), [(AT, 2)], "told to three, and once");
+    }
+
+    #[test]
+    fn summaries_out_of_order_are_told_and_older_ones_than_the_first_are_none() {
+        let mut hearing = Hearing::new(true, PAYLOAD, 1);
+        let summary = |rev| {
+            format!(
+                r#"{{"type":"presence","room":"r","at":1,"rev":{rev},"joined":["a"],"left":[],"count":{rev}}}"#
+            )
+        };
+        hearing.arrived(0, 0, Some(6), Some(6));
+        // Told as of 6 already; then one interval in two objects, and one that comes late.
+        for (rev, knows) in [(5, 6), (8, 8), (8, 8), (7, 8)] {
+            tell(&mut hearing, 0, &summary(rev));
+            assert_eq!(hearing.members[0].knows, Some(knows));
+        }
+        assert_eq!(hearing.wrong().reordered, 1);
     }
 
     #[test]

@@ -575,7 +575,7 @@ impl Link {
             });
         }
         if cx.target.dialect == Dialect::Broadcast {
-            hearing.arrived(self.member, 0, None);
+            hearing.arrived(self.member, 0, None, None);
             self.arrived(cx);
         } else {
             self.log_in(cx)?;
@@ -640,7 +640,8 @@ impl Link {
             (Stage::Joining, "init") => {
                 let seq = reply.seq.ok_or_else(told)?;
                 let tells = reply.presence.is_none_or(|form| form != "off");
-                hearing.arrived(self.member, seq, reply.count.filter(|_| tells));
+                let count = reply.count.filter(|_| tells);
+                hearing.arrived(self.member, seq, count, reply.rev);
                 self.arrived(cx);
                 Ok(())
             }
@@ -700,7 +701,7 @@ impl Link {
             (Stage::Present, Packet::Message) => self.heard(&bytes[piece.payload], at, hearing)?,
             (Stage::LoggingIn, Packet::Connected(0)) => self.logged_in(cx)?,
             (Stage::Joining, Packet::Subscribed(0)) => {
-                hearing.arrived(self.member, 0, None);
+                hearing.arrived(self.member, 0, None, None);
                 self.arrived(cx);
             }
             (_, Packet::Pong) => (),
@@ -725,7 +726,7 @@ impl Link {
             (Stage::Opening, Verb::Info) => self.log_in(cx)?,
             (Stage::LoggingIn, Verb::Pong) => self.logged_in(cx)?,
             (Stage::Joining, Verb::Pong) => {
-                hearing.arrived(self.member, 0, None);
+                hearing.arrived(self.member, 0, None, None);
                 self.arrived(cx);
             }
             (_, Verb::Ping) => self.say(cx, |_, out| out.extend_from_slice(b"PONG\r\n"))?,

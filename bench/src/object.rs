@@ -22,6 +22,7 @@ pub(crate) struct Incoming<'i> {
     pub(crate) ping_every_ms: u64,
     pub(crate) seq: Option<u64>,
     pub(crate) count: Option<u64>,
+    pub(crate) rev: Option<u64>,
     #[serde(borrow)]
     pub(crate) presence: Option<Cow<'i, str>>,
     pub(crate) joined: Names,

@@ -134,7 +134,7 @@ pub struct Faults {
     pub lost: u64,
     /// Events that a member was sent again.
     pub repeated: u64,
-    /// Events that a member was sent after a later one.
+    /// Events, and presence in batches, that a member was sent after a later one.
     pub reordered: u64,
     /// Events that had another content for one member than for another under the same number.
     pub split: u64,
@@ -153,7 +153,7 @@ impl Faults {
             (self.repeated, "events that a member was sent again"),
             (
                 self.reordered,
-                "events that a member was sent after a later one",
+                "events, or presence, that a member was sent after a later one",
             ),
             (
                 self.split,
