@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpListener,
     process::{Child, ChildStdin, ChildStdout, Command},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -255,6 +256,120 @@ async fn with_json_what_is_wrong_is_told_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_json_what_the_server_can_not_read_is_answered_at_once() {
+    let server = lobby().start().await;
+    for over in Over::ALL {
+        // The server never gets to read the `id` of the first ones.
+        let mut lines = "{\"type\":\"send\",\"text\":\"a\",\"text\":\"b\",\"id\":1}\n".repeat(3);
+        lines += "{\"type\":\"login\",\"user\":\"eve\",\"id\":2}\n{\"type\":\"logout\",\"id\":3}\n";
+        let ended = Pipes::start(&[&url(&server, over), "--json"])
+            .end_after(&lines)
+            .await;
+        let said: Vec<Value> = ended
+            .output
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|object: &Value| object["type"] == "error" || object["type"] == "bye")
+            .map(|object| json!([object["id"], object["code"]]))
+            .collect();
+        let unread = json!([null, "bad_request"]);
+        let expected = [
+            unread.clone(),
+            unread.clone(),
+            unread,
+            json!([2, "already_logged_in"]),
+            json!([3, "logout"]),
+        ];
+        assert_eq!(said, expected, "{over:?}: {}", ended.errors);
+        assert!(!ended.errors.contains("no answer"), "{}", ended.errors);
+        assert_eq!(ended.code, Some(1), "{over:?}");
+    }
+}
+
+/// A line-based server that answers whatever comes with these, in their order, and then no more.
+async fn answering(answers: Vec<&'static str>) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("tcp://{}", listener.local_addr().unwrap());
+    let mut answers = answers.into_iter();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            line.clear();
+            if let Some(answer) = answers.next() {
+                let answer = answer.replace("ID", &command["id"].to_string()) + "\n";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    (url, tasks)
+}
+
+const SESSION: &str = r#"{"type":"session","id":ID,"session":"K","user":"ada"}"#;
+const INIT: &str =
+    r#"{"type":"init","id":ID,"room":"lobby","presence":"each","epoch":"e","seq":0}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lets_nobody_leave_is_left() {
+    for answer in [
+        r#"{"type":"error","id":ID,"code":"forbidden","message":"you stay"}"#,
+        r#"{"type":"ok","id":ID}"#,
+    ] {
+        let (url, _server) = answering(vec![SESSION, INIT, answer]).await;
+        let ended = Pipes::start(&[&url]).end_after("").await;
+        assert_eq!(ended.code, Some(6), "{answer}: {}", ended.errors);
+        assert!(ended.errors.contains("logging out: "), "{}", ended.errors);
+    }
+    // It says nothing at all; who insists does not wait for it.
+    let (url, _server) = answering(vec![SESSION, INIT]).await;
+    let mut ada = Pipes::start(&[&url]);
+    let mut errors = BufReader::new(ada.child.stderr.take().unwrap()).lines();
+    let welcome = timeout(PATIENCE, errors.next_line())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(welcome.unwrap().contains("You are in"));
+    let status = eventually("its end", async || {
+        ada.signal("INT").await;
+        ada.child.try_wait().unwrap()
+    });
+    let status = timeout(Duration::from_secs(5), status)
+        .await
+        .expect("at once");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_can_not_be_read_and_output_that_can_not_be_written_fail() {
+    let server = lobby().start().await;
+    let url = url(&server, Over::Tcp);
+    let run = async |script: &str| {
+        let script = script.replace("CHAT", &format!("{PROGRAM} chat {url} --user ada"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).kill_on_drop(true);
+        let output = timeout(PATIENCE, shell.output())
+            .await
+            .expect("it ends")
+            .unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), errors)
+    };
+    let (code, errors) = run("CHAT </").await;
+    assert!(
+        code == Some(1) && errors.contains("can't be read"),
+        "{code:?} {errors}"
+    );
+    let (code, errors) = run("echo hello | CHAT >/dev/full").await;
+    assert!(
+        code == Some(1) && errors.contains("can't write"),
+        "{code:?} {errors}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_long_is_not_sent_and_the_exit_code_says_so() {
     let server = lobby().and("[limits]\nmessage_bytes = 100").start().await;
     let mut bob = bob(&server).await;
@@ -371,6 +486,14 @@ async fn every_kind_of_end_has_its_exit_code_and_its_words() {
         ),
         (vec!["localhost:4020".into()], 64, "tcp://"),
         (vec!["--colour".into()], 64, "Usage"),
+        (vec!["--password=hunter2".into()], 64, "--password"),
+        (
+            ["tcp://localhost", "--password", "hunter2"]
+                .map(String::from)
+                .into(),
+            64,
+            "unexpected argument",
+        ),
     ] {
         let list: Vec<&str> = args.iter().map(String::as_str).collect();
         let ended = Pipes::start(&list).end_after("").await;
@@ -870,6 +993,14 @@ async fn a_password_is_asked_for_and_never_shown() {
     ada.prompt("Password for alice:").await;
     ada.signal("TERM").await;
     ada.has_ended(0).await;
+    for key in ["C-c", "C-d"] {
+        let ada = Terminal::start(&format!("{} --user alice", url(&server, Over::Tcp))).await;
+        ada.prompt("Password for alice:").await;
+        ada.press(&[key]).await;
+        let screen = ada.has_ended(3).await;
+        let told = |line: &String| line == "denied: no password was given";
+        assert!(screen.iter().any(told), "{key}: {}", screen.join("\n"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

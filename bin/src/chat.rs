@@ -100,9 +100,10 @@ Examples:
 
 Exit codes:
   0   logged out, or the server stopped and said goodbye
-  1   not every line of the input was sent; standard error says which
+  1   not every line of the input was sent, or standard output could not be
+      written; standard error says which
   3   denied: the password, or the name
-  4   refused, or ended by the server: it says why
+  4   refused, as a name that somebody has, or ended by the server: it says why
   5   unreachable: no server there
   6   lost: the connection broke without a goodbye
   64  the command line is wrong
@@ -292,9 +293,12 @@ fn fitted(name: &str) -> String {
 
 /// Asks for a password at the terminal. The terminal is as it was before, whenever this is given up.
 async fn ask(user: &str) -> Result<SecretString, Ending> {
-    let unread = |error: io::Error| {
-        Ending::other(format_args!("can't ask for a password: {error}"))
-            .hint("CHINWAG_PASSWORD has it where there is no terminal.")
+    let unread = |error: io::Error| match error.kind() {
+        // Ctrl-C and Ctrl-D; only the first ends the line of the question.
+        io::ErrorKind::Interrupted => Ending::new(DENIED, "denied: no password was given"),
+        io::ErrorKind::UnexpectedEof => Ending::new(DENIED, "\ndenied: no password was given"),
+        _ => Ending::other(format_args!("can't ask for a password: {error}"))
+            .hint("CHINWAG_PASSWORD has it where there is no terminal."),
     };
     let _silence = Silence::keep().map_err(unread)?;
     let question = format!("Password for {}: ", harmless::line(user));

@@ -38,11 +38,8 @@ impl LineReader {
     /// The next line of at most `limit` bytes; `None` at the end. Cancel safe.
     pub(crate) async fn next(&mut self, limit: usize) -> Result<Option<Incoming>, Loss> {
         loop {
-            let unsearched = self.buffer.iter().skip(self.searched);
-            if let Some(length) = unsearched
-                .enumerate()
-                .find_map(|(n, b)| (*b == b'\n').then_some(n))
-            {
+            let mut unsearched = self.buffer.iter().skip(self.searched);
+            if let Some(length) = unsearched.position(|byte| *byte == b'\n') {
                 let line = self.buffer.split_to(self.searched + length);
                 self.buffer.advance(1);
                 self.searched = 0;

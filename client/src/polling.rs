@@ -28,6 +28,10 @@ const EVENTS: usize = 100;
 /// How often in a row a poll may fail until the server counts as gone, and how long the first pause is.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause, whatever the server asks for.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
+/// The most rooms; far more than servers let one session into.
+const ROOMS: usize = 1 << 14;
 /// How long a session that nobody is interested in any more may take to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -123,7 +127,7 @@ impl Poller<'_> {
             let order = Order {
                 work: Work::Logout,
                 id: 0,
-                json: String::new(),
+                json: "{\"type\":\"logout\"}".into(),
                 answer,
             };
             let _ = timeout(FAREWELL, self.carry_out(&mut http, &order)).await;
@@ -131,17 +135,17 @@ impl Poller<'_> {
     }
 
     async fn carry_out(&self, http: &mut Http, order: &Order) -> Result<Object, Error> {
-        let (method, path, body) = match order.work {
-            Work::Login => (Method::POST, "/v1/session", Some(&order.json)),
-            Work::Logout => (Method::DELETE, "/v1/session", None),
-            _ => (Method::POST, "/v1/commands", Some(&order.json)),
-        };
         let shared = &self.outlet.shared;
+        let bearer = self.session.borrow().clone();
         let ask = Ask {
-            method,
-            path,
-            body: body.map(|json| Bytes::from(json.clone().into_bytes())),
-            bearer: self.session.borrow().clone(),
+            method: Method::POST,
+            // Beside a session, a log-in is a command like any other, and refused.
+            path: match order.work {
+                Work::Login if bearer.is_none() => "/v1/session",
+                _ => "/v1/commands",
+            },
+            body: Some(Bytes::from(order.json.clone())),
+            bearer,
             patience: shared.options.answer_timeout,
             limit: shared.object_bytes(),
         };
@@ -194,6 +198,10 @@ impl Poller<'_> {
                 if let Some(Some(bye)) = bye {
                     return End::Bye(bye);
                 }
+                if rooms.len() > ROOMS {
+                    let what = format!("it names more than {ROOMS} rooms");
+                    return End::Lost(Loss::Garbled(what));
+                }
             }
             ack = page.next;
             if page.superseded {
@@ -243,7 +251,8 @@ impl Poller<'_> {
             })),
             ErrorCode::NotLoggedIn => Failure::Ended(End::Lost(Loss::Forgotten)),
             ErrorCode::RateLimited | ErrorCode::TooMany | ErrorCode::Unavailable => {
-                Failure::Later(Duration::from_millis(refusal.retry_ms.unwrap_or(1000)))
+                let after = Duration::from_millis(refusal.retry_ms.unwrap_or(1000));
+                Failure::Later(after.clamp(PAUSE, LONG_PAUSE))
             }
             _ => Failure::Ended(End::Lost(Loss::Garbled(refusal.message.into()))),
         })

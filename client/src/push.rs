@@ -1,6 +1,6 @@
 //! Connections on which the server speaks unasked: TCP and WebSocket.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -91,7 +91,7 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
     let mut driver = Driver {
         writer,
         unflushed: false,
-        pending: HashMap::new(),
+        pending: VecDeque::new(),
         parked: None,
         pulse: Pulse::new(),
         outlet,
@@ -128,11 +128,19 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
 struct Driver {
     writer: Writer,
     unflushed: bool,
-    pending: HashMap<u64, (Work, oneshot::Sender<Result<Object, Error>>)>,
+    /// In the order in which they were sent; at most [`IN_FLIGHT`] and a ping.
+    pending: VecDeque<Pending>,
     /// An event that waits for a place in the queue. Meanwhile nothing is read.
     parked: Option<Object>,
     pulse: Pulse,
     outlet: Outlet,
+}
+
+/// A command that waits for its answer.
+struct Pending {
+    work: Work,
+    id: u64,
+    answer: oneshot::Sender<Result<Object, Error>>,
 }
 
 impl Driver {
@@ -150,51 +158,76 @@ impl Driver {
                     Some(order) => self.command(order).await,
                     None => {
                         commanded = false;
-                        Ok(None)
+                        Ok(())
                     }
                 },
                 incoming = reader.next(limit), if !blocked => match incoming {
                     Ok(Some(incoming)) => {
                         self.pulse.beat();
-                        Ok(self.take(incoming))
+                        if let Some(bye) = self.take(incoming) {
+                            return Some(End::Bye(bye));
+                        }
+                        Ok(())
                     }
-                    Ok(None) => Err(Loss::Closed),
-                    Err(loss) => Err(loss),
+                    Ok(None) => return Some(End::Lost(Loss::Closed)),
+                    Err(loss) => return Some(End::Lost(loss)),
                 },
-                flushed = self.writer.flush(), if self.unflushed => flushed.map(|()| {
+                flushed = self.writer.flush(), if self.unflushed => {
                     self.unflushed = false;
-                    None
-                }),
+                    flushed
+                }
                 () = self.outlet.put(&mut self.parked), if blocked => {
                     // Whatever came in the meantime was not looked at.
                     self.pulse.rest();
-                    Ok(None)
+                    Ok(())
                 }
                 () = self.outlet.deserted(), if heard => {
                     heard = false;
-                    Ok(None)
+                    Ok(())
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && !blocked => {
+                    let patience = self.outlet.shared.options.answer_timeout;
+                    if self.pulse.is_overdue(patience) {
+                        return Some(End::Lost(Loss::Silent(patience)));
+                    }
                     self.keep_alive().await
                 }
             };
-            match done {
-                Ok(None) => (),
-                Ok(Some(bye)) => return Some(End::Bye(bye)),
-                Err(loss) => return Some(End::Lost(loss)),
+            if let Err(loss) = done {
+                return Some(self.last_words(reader, loss).await);
             }
         }
         None
     }
 
-    async fn command(&mut self, order: Order) -> Result<Option<Bye>, Loss> {
-        if self.pending.contains_key(&order.id) {
-            let _ = order.answer.send(Err(Error::Id(order.id.to_string())));
-            return Ok(None);
+    /// Nothing can be written any more. What the server said before is still to be read, perhaps a goodbye with the
+    /// reason.
+    async fn last_words(&mut self, reader: &mut Reader, loss: Loss) -> End {
+        loop {
+            self.outlet.put(&mut self.parked).await;
+            let limit = self.outlet.shared.object_bytes();
+            let Ok(Ok(Some(incoming))) = timeout(FAREWELL, reader.next(limit)).await else {
+                return End::Lost(loss);
+            };
+            if let Some(bye) = self.take(incoming) {
+                return End::Bye(bye);
+            }
         }
-        self.write(&order.json).await?;
-        self.pending.insert(order.id, (order.work, order.answer));
-        Ok(None)
+    }
+
+    async fn command(&mut self, order: Order) -> Result<(), Loss> {
+        let Order {
+            work,
+            id,
+            json,
+            answer,
+        } = order;
+        if self.pending.iter().any(|pending| pending.id == id) {
+            let _ = answer.send(Err(Error::Id(id.to_string())));
+            return Ok(());
+        }
+        self.pending.push_back(Pending { work, id, answer });
+        self.write(&json).await
     }
 
     async fn write(&mut self, json: &str) -> Result<(), Loss> {
@@ -204,20 +237,22 @@ impl Driver {
         Ok(())
     }
 
-    async fn keep_alive(&mut self) -> Result<Option<Bye>, Loss> {
-        let patience = self.outlet.shared.options.answer_timeout;
-        if self.pulse.is_overdue(patience) {
-            return Err(Loss::Silent(patience));
-        }
-        if !self.unflushed {
-            let id = self.outlet.shared.next_id();
-            self.write(&format!("{{\"type\":\"ping\",\"id\":{id}}}"))
-                .await?;
-            // Nobody waits for the answer, which is not put into the stream either.
-            self.pending.insert(id, (Work::Ping, oneshot::channel().0));
-        }
+    async fn keep_alive(&mut self) -> Result<(), Loss> {
         self.pulse.asked();
-        Ok(None)
+        // One at a time: a server that has not read the last one has no use for another.
+        let is_asked = self.pending.iter().any(|asked| asked.work == Work::Ping);
+        if self.unflushed || is_asked {
+            return Ok(());
+        }
+        let id = self.outlet.shared.next_id();
+        // Nobody waits for the answer, which is not put into the stream either.
+        self.pending.push_back(Pending {
+            work: Work::Ping,
+            id,
+            answer: oneshot::channel().0,
+        });
+        self.write(&format!("{{\"type\":\"ping\",\"id\":{id}}}"))
+            .await
     }
 
     /// Sees to what came; a goodbye is the last of it.
@@ -228,9 +263,8 @@ impl Driver {
         let bye = (object.kind() == "bye")
             .then(|| object.read::<Bye>().ok())
             .flatten();
-        let asked = object.id().and_then(|id| self.pending.remove(&id));
-        match asked {
-            Some((work, answer)) => {
+        match self.answered(&object) {
+            Some(Pending { work, answer, .. }) => {
                 if work == Work::Login {
                     self.outlet.note(&object);
                     if let Some(session) = self.outlet.shared.session.get() {
@@ -249,6 +283,21 @@ impl Driver {
             self.parked = None;
         }
         bye
+    }
+
+    /// The command that an object answers.
+    fn answered(&mut self, object: &Object) -> Option<Pending> {
+        let at = match object.id() {
+            Some(id) => self.pending.iter().position(|asked| asked.id == id),
+            // The server could make nothing of the command, not even of its `id`. Pings have no faults, and all else
+            // is answered in order.
+            None if object.kind() == "error" => {
+                let mut pending = self.pending.iter();
+                pending.position(|asked| asked.work != Work::Ping)
+            }
+            None => None,
+        };
+        self.pending.remove(at?)
     }
 }
 

@@ -91,7 +91,9 @@ fn lost(error: WsError) -> Option<Loss> {
     Some(match error {
         WsError::ConnectionClosed
         | WsError::AlreadyClosed
-        | WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return None,
+        | WsError::Protocol(
+            ProtocolError::ResetWithoutClosingHandshake | ProtocolError::SendAfterClosing,
+        ) => return None,
         WsError::Io(error) => error.into(),
         error => Loss::Garbled(error.to_string()),
     })

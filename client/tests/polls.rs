@@ -9,7 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -260,6 +260,19 @@ async fn the_end_of_a_session_is_told_however_it_is_learnt() {
 }
 
 #[tokio::test]
+async fn a_poll_that_is_refused_is_repeated_after_a_pause_whatever_the_server_says() {
+    let mut server = Server::start().await;
+    let (_client, waiting) = server.log_in().await;
+    let refused = Instant::now();
+    waiting.answer(
+        429,
+        r#"{"type":"error","code":"rate_limited","message":"","retry_ms":0}"#,
+    );
+    let _waiting = server.expect(&poll(0)).await;
+    assert!(refused.elapsed() >= Duration::from_millis(100));
+}
+
+#[tokio::test]
 async fn what_does_not_fit_its_bound_is_not_read() {
     let mut server = Server::start().await;
     let client = Client::connect(&server.url, Options::default())
@@ -294,5 +307,6 @@ async fn a_client_that_is_dropped_ends_its_session() {
     let mut server = Server::start().await;
     let (client, _waiting) = server.log_in().await;
     drop(client);
-    server.expect("DELETE /base/v1/session").await;
+    let asked = server.expect("POST /base/v1/commands").await;
+    assert_eq!(asked.body, "{\"type\":\"logout\"}");
 }

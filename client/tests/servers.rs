@@ -277,6 +277,103 @@ async fn the_end_is_told_after_all_events_however_few_fit_the_queue() {
 }
 
 #[tokio::test]
+async fn a_goodbye_is_heard_although_nothing_can_be_written_any_more() {
+    let (url, mut server) = server(|mut peer| async move {
+        peer.welcome("").await;
+        for seq in 1..=5 {
+            peer.say(&format!(
+                "{{\"type\":\"message\",\"room\":\"r\",\"seq\":{seq},\"at\":0,\"user\":\"bob\"}}"
+            ))
+            .await;
+        }
+        peer.say("{\"type\":\"bye\",\"code\":\"replaced\",\"message\":\"elsewhere\"}")
+            .await;
+    })
+    .await;
+    let options = Options {
+        event_queue: 1,
+        ..hasty()
+    };
+    let mut client = Client::connect(&url, options).await.unwrap();
+    client.login(Login::name("ada")).await.unwrap();
+    server.join_next().await.unwrap().unwrap();
+    // The first is answered by a reset, and the second finds the connection broken.
+    for _ in 0..2 {
+        client.send("r", "hello").await.unwrap_err();
+    }
+    for seq in 1..=5 {
+        let event = timeout(PATIENCE, client.next()).await.unwrap().unwrap();
+        assert!(
+            matches!(&event, Event::Message(message) if message.seq == seq),
+            "{event:?}"
+        );
+    }
+    let end = end(&mut client).await;
+    assert!(
+        matches!(&end, End::Bye(bye) if bye.code == EndCode::Replaced),
+        "{end:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_that_names_no_command_is_that_of_the_first_one() {
+    let (url, _server) = server(|mut peer| async move {
+        peer.welcome("").await;
+        loop {
+            let (command, id) = peer.hear().await;
+            let answer = if command.contains("twice") {
+                "{\"type\":\"error\",\"code\":\"bad_request\",\"message\":\"twice\"}".into()
+            } else {
+                format!("{{\"type\":\"pong\",\"id\":{id}}}")
+            };
+            peer.say(&answer).await;
+        }
+    })
+    .await;
+    let client = Client::connect(&url, hasty()).await.unwrap();
+    client.login(Login::name("ada")).await.unwrap();
+    let wrong = || Fields::parse(r#"{"type":"x","twice":1,"twice":2}"#).unwrap();
+    // More of them than commands may be under way.
+    for _ in 0..100 {
+        let answer = client.handle().ask(wrong()).await.unwrap();
+        assert_eq!(answer.kind(), "error");
+    }
+    client.handle().ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_answers_no_ping_gets_no_second_one() {
+    let (told, mut heard) = tokio::sync::oneshot::channel();
+    let (url, _server) = server(|mut peer| async move {
+        peer.welcome(",\"ping_every_ms\":1").await;
+        let (ping, _) = peer.hear().await;
+        assert!(ping.contains("\"ping\""), "{ping}");
+        // Signs of life for as long as it takes to want many more pings.
+        for _ in 0..50 {
+            peer.say("{\"type\":\"weather\"}").await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        peer.say("{\"type\":\"over\"}").await;
+        let (next, _) = peer.hear().await;
+        told.send(next).unwrap();
+        peer.play_dead().await;
+    })
+    .await;
+    let mut client = Client::connect(&url, hasty()).await.unwrap();
+    client.login(Login::name("ada")).await.unwrap();
+    loop {
+        let event = timeout(PATIENCE, client.next()).await.unwrap().unwrap();
+        if matches!(event, Event::Other(object) if object.kind() == "over") {
+            break;
+        }
+    }
+    assert!(heard.try_recv().is_err(), "no second ping");
+    let (sent, next) = tokio::join!(client.send("r", "hello"), heard);
+    assert!(sent.is_err());
+    assert!(next.unwrap().contains("hello"));
+}
+
+#[tokio::test]
 async fn an_id_of_ones_own_is_kept_and_must_be_one() {
     let (url, _server) = server(|mut peer| async move {
         peer.welcome("").await;

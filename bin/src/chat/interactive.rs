@@ -31,6 +31,8 @@ const BATCH: usize = 256;
 const NAMES: usize = 2000;
 /// Names that /users lists.
 const LISTED: usize = 500;
+/// Rooms that one is in; far more than servers let one session into.
+const ROOMS: usize = 1000;
 
 const COMMANDS: [(&str, &str); 5] = [
     ("/users", "who is here"),
@@ -202,6 +204,11 @@ impl Talk {
         // The room, where it is not the one that is looked at.
         let elsewhere = |room| (active != Some(room)).then_some(room);
         match event {
+            Event::Init(init)
+                if self.rooms.len() >= ROOMS && !self.rooms.contains_key(&init.room) =>
+            {
+                String::new()
+            }
             Event::Init(init) => {
                 let room = self.rooms.entry(init.room.clone()).or_default();
                 room.escaped = init.escape.as_deref() == Some("html");
@@ -316,7 +323,9 @@ impl Talk {
         }
         let is_command = line.starts_with('/') && !line.starts_with("//");
         // What can't be said stays where it is, to be mended.
-        let obstacle = if is_command {
+        let obstacle = if self.under_way.len() >= UNDER_WAY && line.trim() != "/quit" {
+            Some("The server has not answered yet; wait a moment.".into())
+        } else if is_command {
             None
         } else if self.active.is_none() {
             Some("You are in no room; /join ROOM enters one.".into())
@@ -325,8 +334,6 @@ impl Talk {
             Some(format!(
                 "Too long: {bytes} bytes, and a message has at most {most}."
             ))
-        } else if self.under_way.len() >= UNDER_WAY {
-            Some("The server has not answered yet; wait a moment.".into())
         } else {
             None
         };
@@ -456,7 +463,8 @@ impl Talk {
             Done::Joined(Err(error)) | Done::Left(Err(error)) | Done::Listed(Err(error)) => {
                 Some((error, String::new()))
             }
-            Done::Said(Ok(()), _) | Done::Left(Ok(())) | Done::LoggedOut(_) => None,
+            Done::LoggedOut(Err(error)) => Some((error, " Once more leaves all the same.".into())),
+            Done::Said(Ok(()), _) | Done::Left(Ok(())) | Done::LoggedOut(Ok(())) => None,
         };
         match failed {
             // How it ended is told at the end.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead, Read, Write},
+    pin::pin,
     thread,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use chinwag_client::{
 use serde_json::value::RawValue;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -27,6 +28,8 @@ const WAITING: usize = 64;
 const LINE: usize = 1 << 20;
 /// A wait that is longer is a punishment, and tells nothing of the server's rate.
 const PUNISHMENT: Duration = Duration::from_secs(5);
+/// How long the end of a session is waited for where logging out has failed.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// Talks until the input or the session ends.
 pub(super) async fn talk(
@@ -58,43 +61,52 @@ pub(super) async fn talk(
     };
     let mut writer = Writer::new(show, json, session.user);
     let mut interrupted = false;
-    let heard = {
-        let hear = writer.hear(&mut events);
-        let send = async {
-            tokio::select! {
-                () = sender.send(&mut lines) => (),
-                _ = signals.next() => interrupted = true,
-            }
-            handle.logout().await
-        };
-        tokio::pin!(hear, send);
+    let heard = 'heard: {
+        let mut hear = pin!(writer.hear(&mut events));
         tokio::select! {
-            heard = &mut hear => heard,
-            left = &mut send => match left {
-                Err(Error::NoAnswer(after)) => Heard::End(End::Lost(Loss::Silent(after))),
+            heard = &mut hear => break 'heard heard,
+            () = sender.send(&mut lines) => (),
+            _ = signals.next() => interrupted = true,
+        }
+        let leave = async {
+            let left = tokio::select! {
+                heard = &mut hear => return heard,
+                left = handle.logout() => left,
+            };
+            match left {
                 // The stream of events says how it ended, after what is still to be heard.
-                _ => hear.await,
+                Ok(_) | Err(Error::Ended(_)) => hear.await,
+                Err(error) => {
+                    let heard = timeout(PARTING, hear).await;
+                    heard.unwrap_or_else(|_| Heard::End(End::Lost(still_in(error))))
+                }
             }
+        };
+        tokio::select! {
+            heard = leave => heard,
+            // Who insists waits neither for the server nor for whoever reads.
+            () = signals.again() => return Ok(()),
         }
     };
     let end = match heard {
         Heard::End(end) => end,
         Heard::Enough => {
             drop(events);
-            let _ = handle.logout().await;
-            return Ok(());
+            let _ = timeout(PARTING, handle.logout()).await;
+            return writer.finish().await;
         }
     };
     // Whoever reads may take their time, unless somebody insists.
-    tokio::select! {
-        () = writer.finish() => (),
-        _ = signals.next() => (),
-    }
+    let written = tokio::select! {
+        written = writer.finish() => written,
+        _ = signals.next() => Ok(()),
+    };
     if let Some(words) = farewell(&end) {
         say(words);
     }
     match Ending::of(&end) {
         Some(ending) => Err(ending),
+        None if written.is_err() => written,
         None if interrupted => Ok(()),
         None if sender.failed || sender.busy || !lines.is_empty() => {
             Err(Ending::new(FAILED, "not every line was sent"))
@@ -103,16 +115,30 @@ pub(super) async fn talk(
     }
 }
 
+/// What became of a session that the server does not let go of.
+fn still_in(error: Error) -> Loss {
+    match error {
+        Error::NoAnswer(after) => Loss::Silent(after),
+        Error::Lost(loss) => loss,
+        error => Loss::Garbled(format!("logging out: {error}")),
+    }
+}
+
 /// A line of standard input, or what is wrong with it.
-type Line = Result<String, &'static str>;
+type Line = Result<String, Box<str>>;
 
 /// Reads standard input in a thread of its own, no further ahead than [`WAITING`] lines.
 fn read_lines() -> mpsc::Receiver<Line> {
     let (to, lines) = mpsc::channel(WAITING);
     thread::spawn(move || {
         let mut input = io::stdin().lock();
-        while let Ok(Some(line)) = read_line(&mut input) {
-            if to.blocking_send(line).is_err() {
+        loop {
+            let (line, last) = match read_line(&mut input) {
+                Ok(Some(line)) => (line, false),
+                Ok(None) => break,
+                Err(error) => (Err(format!("can't be read: {error}").into()), true),
+            };
+            if to.blocking_send(line).is_err() || last {
                 break;
             }
         }
@@ -132,9 +158,9 @@ fn read_line(input: &mut impl BufRead) -> io::Result<Option<Line>> {
     }
     if bytes.len() == LINE && !bytes.ends_with(b"\n") {
         input.skip_until(b'\n')?;
-        return Ok(Some(Err("over a mebibyte")));
+        return Ok(Some(Err("over a mebibyte".into())));
     }
-    let text = String::from_utf8(bytes).map_err(|_| "not UTF-8");
+    let text = String::from_utf8(bytes).map_err(|_| "not UTF-8".into());
     Ok(Some(text.map(|text| {
         text.trim_end_matches(['\r', '\n']).to_owned()
     })))
@@ -200,7 +226,7 @@ impl Sender<'_> {
                     code: ErrorCode::RateLimited,
                     retry_ms: Some(ms),
                     ..
-                } => Duration::from_millis(ms),
+                } => Duration::from_millis(ms.max(1)),
                 refusal => return Err(Error::Refused(refusal).into()),
             };
             // A refusal counts against the session, so there must not be one for each line: the gap grows until the
@@ -259,7 +285,7 @@ enum Heard {
 /// Writes what comes, in a thread of its own: a reader that takes its time must not hold up anything but its lines.
 struct Writer {
     lines: Option<mpsc::Sender<String>>,
-    done: oneshot::Receiver<()>,
+    done: oneshot::Receiver<io::Result<()>>,
     show: Show,
     json: bool,
     own_name: Box<str>,
@@ -272,18 +298,15 @@ impl Writer {
         let (ended, done) = oneshot::channel();
         thread::spawn(move || {
             let mut out = io::BufWriter::new(io::stdout().lock());
-            while let Some(line) = waiting.blocking_recv() {
-                let written = out.write_all(line.as_bytes());
-                let written = match waiting.is_empty() {
-                    true => written.and_then(|()| out.flush()),
-                    false => written,
-                };
-                if written.is_err() {
-                    break;
+            let mut written = Ok(());
+            while let (Ok(()), Some(line)) = (&written, waiting.blocking_recv()) {
+                written = out.write_all(line.as_bytes());
+                if waiting.is_empty() {
+                    written = written.and_then(|()| out.flush());
                 }
             }
             drop(waiting);
-            let _ = ended.send(());
+            let _ = ended.send(written);
         });
         Self {
             lines: Some(lines),
@@ -321,6 +344,11 @@ impl Writer {
                 self.escaped = init.escape.as_deref() == Some("html");
                 None
             }
+            Event::Left(left) if left.reason.is_some() => {
+                let room = harmless::line(&left.room);
+                say(format_args!("You were removed from {room}."));
+                None
+            }
             Event::Message(message) => {
                 let of = Told {
                     own_name: &self.own_name,
@@ -333,22 +361,29 @@ impl Writer {
         }
     }
 
-    /// Waits until all is written.
-    async fn finish(&mut self) {
+    /// Waits until all is written. That nobody reads it any more is no mistake.
+    async fn finish(&mut self) -> Result<(), Ending> {
         self.lines = None;
-        let _ = (&mut self.done).await;
+        match (&mut self.done).await {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Ending::other(format_args!("can't write: {error}")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 /// An object as the server sent it, less the session's id, which is a secret, and an `id` that nobody gave.
 fn as_received(object: &Object) -> String {
+    // Between its parts, where they mean nothing, JSON may have ends of lines.
+    let json = object.json().replace(['\n', '\r'], " ");
     let numbered = object.id().is_some_and(|id| id >= FIRST_OWN_ID);
     let session = object.kind() == "session";
     if !numbered && !session {
-        return format!("{}\n", object.json());
+        return json + "\n";
     }
-    let Ok(mut fields) = Fields::parse(object.json()) else {
-        return format!("{}\n", object.json());
+    let Ok(mut fields) = Fields::parse(&json) else {
+        return json + "\n";
     };
     if numbered {
         fields.set("id", None);
@@ -379,13 +414,13 @@ mod tests {
                 read("one"),
                 read(""),
                 read("two"),
-                Err("over a mebibyte"),
+                Err("over a mebibyte".into()),
                 read("three")
             ]
         );
         assert_eq!(
             read_line(&mut &b"\xff\n"[..]).unwrap(),
-            Some(Err("not UTF-8"))
+            Some(Err("not UTF-8".into()))
         );
     }
 }
