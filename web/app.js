@@ -179,7 +179,7 @@ function message({ room, at, user, text, data, ...event }) {
 	view.day = day;
 	const last = view.entries.at(-1);
 	const follows = last?.kind === 'message' && last.user === user && at - last.at < TOGETHER;
-	add(view, 'message', { ...event, at, user, follows, text: text ?? JSON.stringify(data) });
+	add(view, 'message', { ...event, at, user, follows, text: text || JSON.stringify(data) });
 	if (!event.own && (view !== shown || document.hidden)) view.unread++;
 	if (view !== shown) return;
 	if (event.own) toEnd();
@@ -220,7 +220,7 @@ function viewOf(room) {
 		const button = element('button');
 		button.dataset.room = room.name;
 		button.onclick = () => show(room.name);
-		view = { room, entries: [], gone: 0, unread: 0, draft: '', button, day: '' };
+		view = { room, entries: [], gone: 0, unread: 0, draft: '', back: '', button, day: '' };
 		views.set(room.name, view);
 		const item = element('li');
 		item.append(button);
@@ -257,7 +257,7 @@ function show(room) {
 	drawRooms();
 	drawPeople();
 	measure();
-	if (shown && hovers) text.focus();
+	if (hovers) (shown ? text : nextRoom).focus();
 }
 
 function toEnd() {
@@ -335,7 +335,7 @@ async function join(room, visible) {
 }
 
 async function logIn() {
-	if (client.state === 'waiting') return client.logout();
+	if (enter.textContent === 'Cancel') return client.logout();
 	if (client.state === 'connecting') return;
 	complain();
 	enter.textContent = 'Entering…';
@@ -409,16 +409,19 @@ async function send() {
 	const words = text.value;
 	if (!view || !words.trim()) return;
 	if (measure() > 0) return complainOf(new Refusal('message_too_long'));
-	text.value = '';
+	text.value = view.back = '';
 	text.focus();
 	measure();
 	try {
 		await client.send(view.room.name, words);
 		if (again.hidden) complain();
 	} catch (error) {
-		// What was refused is kept, before what was written since.
-		const since = view === shown ? text.value : view.draft;
-		view.draft = since ? `${words}\n${since}` : words;
+		// What was refused is kept in order, before what was written since.
+		const draft = view === shown ? text.value : view.draft;
+		const before = draft.startsWith(view.back) ? view.back : '';
+		const since = draft.slice(before.length).trimStart();
+		view.back = before ? `${before}\n${words}` : words;
+		view.draft = since ? `${view.back}\n${since}` : view.back;
 		if (view === shown) text.value = view.draft;
 		measure();
 		complainOf(error);
@@ -480,7 +483,7 @@ document.onvisibilitychange = () => {
 };
 
 /** @type {About} */
-const about = await fetch('/chinwag.json').then((answer) => answer.json(), () => complainOf(new Refusal('unreachable')));
+const about = await fetch('/chinwag.json').then((answer) => answer.json()).catch(complainOf);
 const client = new Client({ ...about, url: location.origin }, hear);
 find('#rule').textContent = about.names;
 find('#password').hidden = about.password === 'none';

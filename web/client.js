@@ -152,7 +152,8 @@ const webSocketLink = ({ settings, times, hear }) => {
 		},
 		check: () => void link.request({ type: 'ping' }).catch(() => {}),
 		leave() {
-			link.request({ type: 'logout' }).catch(() => {});
+			// A socket that is not open yet takes nothing.
+			if (link.spoke) link.request({ type: 'logout' }).catch(() => {});
 			link.finish('logout', '', 1000);
 		},
 	};
@@ -236,7 +237,7 @@ const pollingLink = ({ settings, times, hear, shaky, pause }) => {
 				if (link.end || (poll.signal.aborted && now() < due - 100)) continue;
 				if (!TEMPORARY.includes(why.code)) return link.finish('disconnected');
 				if (++failures === 2) shaky(true);
-				await pause((why.retryMs ?? 0) + backoff(times, failures));
+				await pause(why.retryMs ?? 0, backoff(times, failures));
 			}
 		}
 	};
@@ -351,13 +352,16 @@ export class Client {
 	// Enters a room; one that fails with `lost` is entered when the client is back.
 	/** @param {string} name */
 	async join(name) {
+		const link = this.#link;
 		const room = this.#rooms.get(name) ?? new Room(name);
-		if (!this.#rooms.has(name)) room.entering = this.#enter(room, this.#link);
+		if (!this.#rooms.has(name)) room.entering = this.#enter(room, link);
 		this.#rooms.set(name, room);
 		try {
 			await room.entering;
 		} catch (error) {
-			if (asRefusal(error).code !== 'lost') this.#rooms.delete(name);
+			// An answer may be lost where the connection is not.
+			const over = asRefusal(error).code !== 'lost' || (link && !link.end);
+			if (over && this.#rooms.get(name) === room) this.#rooms.delete(name);
 			throw error;
 		}
 		return room;
@@ -378,7 +382,7 @@ export class Client {
 	// Any command; its `id` is added.
 	/** @param {object} command @returns {Promise<any>} */
 	async request(command) {
-		if (!this.#link || this.state === 'connecting') throw lost();
+		if (!this.#link || this.state === 'connecting') throw new Refusal('unreachable');
 		return this.#link.request(command);
 	}
 
@@ -388,9 +392,10 @@ export class Client {
 		this.#tell({ type: 'state', state, transport: this.transport, reason });
 	}
 
-	// `nudge` shortens it down to `least`.
-	/** @param {number} ms @returns {Promise<void>} */
-	#pause(ms, least = 0) {
+	// Any former pause is over.
+	/** @type {Host['pause']} */
+	#pause = (least, more) => {
+		this.#wake?.();
 		this.#earliest = now() + least;
 		return new Promise((resolve) => {
 			this.#wake = () => {
@@ -398,9 +403,9 @@ export class Client {
 				this.#wake = null;
 				resolve();
 			};
-			const timer = setTimeout(this.#wake, ms);
+			const timer = setTimeout(this.#wake, least + more);
 		});
-	}
+	};
 
 	// Tries until there is a session. Without an `end` before it, somebody waits, and a refusal is told at once.
 	/** @param {object} life @param {?Reason} end @returns {Promise<Session>} */
@@ -408,9 +413,8 @@ export class Client {
 		const { ghost, steady, ghosts } = this.#times;
 		for (let reason = end; ; this.#tries++) {
 			if (reason) {
-				const least = reason.retryMs ?? 0;
 				this.#set('waiting', reason);
-				await this.#pause(least + (reason.code === 'name_in_use' ? ghost : backoff(this.#times, this.#tries)), least);
+				await this.#pause(reason.retryMs ?? 0, reason.code === 'name_in_use' ? ghost : backoff(this.#times, this.#tries));
 				if (life !== this.#life) throw lost();
 			}
 			this.#set('connecting', reason);
@@ -464,7 +468,7 @@ export class Client {
 				times: this.#times,
 				hear: (object) => link === this.#link && this.#hear(object),
 				shaky: (is) => link === this.#link && this.#set(is ? 'waiting' : 'online'),
-				pause: (ms) => this.#pause(ms),
+				pause: this.#pause,
 			});
 			this.#link = link;
 			let why;
@@ -474,7 +478,7 @@ export class Client {
 				why = asRefusal(error);
 				link.finish('disconnected');
 			}
-			if (life !== this.#life) {
+			if (life !== this.#life || link.end?.code === 'logout') {
 				link.leave();
 				throw lost();
 			}

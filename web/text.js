@@ -41,6 +41,7 @@ function link(text) {
 		if (url.username || url.password) return;
 		const made = element('a', '', shown);
 		made.href = made.title = url.href;
+		made.dir = 'ltr';
 		made.target = '_blank';
 		made.rel = 'noopener noreferrer nofollow';
 		return made;

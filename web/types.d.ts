@@ -105,7 +105,8 @@ interface Host {
   hear(object: any): void;
   /** Polls fail, or work again; the session is still there. */
   shaky(is: boolean): void;
-  pause(ms: number): Promise<void>;
+  /** Waits for `least` at any rate, and for `more` unless somebody is impatient. */
+  pause(least: number, more: number): Promise<void>;
 }
 
 /** A command that waits for its answer. */
@@ -165,6 +166,8 @@ interface View {
   gone: number;
   unread: number;
   draft: string;
+  /** The part of the draft that was refused, at its beginning. */
+  back: string;
   button: HTMLButtonElement;
   day: string;
 }

@@ -6,7 +6,7 @@ const REFUSED = {
 	too_large: 'That is too much at once. Send it in parts.',
 	not_logged_in: 'The server does not know you any more. Log in again.',
 	already_logged_in: 'You are logged in already.',
-	auth_failed: 'You were not let in. Check name and password, then try again.',
+	auth_failed: 'You were not let in. Check name and password. The server says:',
 	session_refused: 'You were not let in:',
 	session_expired: 'Your session has ended. Log in again.',
 	name_invalid: 'This name can’t be used here. Choose another.',
@@ -54,7 +54,7 @@ const WAITING = {
 
 /** @param {Reason} reason */
 export function refused({ code, message, retryMs }) {
-	const words = REFUSED[code] ?? 'Page and server misunderstood each other. Reload the page; if that does not help, tell whoever runs the server:';
+	const words = REFUSED[code] ?? 'Page and server misunderstood each other. Reload the page; if it stays so, tell whoever runs the server:';
 	const wait = retryMs ? ` Wait ${retryMs > 1000 ? `${Math.ceil(retryMs / 1000)} seconds` : 'a second'}, then try again.` : '';
 	return `${words}${words.endsWith(':') ? ` ${message}` : ''}${wait}`;
 }

@@ -53,6 +53,17 @@ async fn refused_log_ins_are_told_in_words_and_can_be_mended() {
     assert!(too_long.contains("long"), "{too_long}");
     let kept = "return document.querySelector('#composer textarea').value.length;";
     assert!(chat.page.run(kept, ()).await.as_u64() >= Some(4999));
+    let twice = "const box = document.querySelector('#composer textarea'); for (const text of ['\u{1}one', '\u{1}two', 'more']) { \
+        box.value = text; if (text !== 'more') box.form.requestSubmit(); }";
+    chat.page.run(twice, ()).await;
+    let in_order = "document.querySelector('#composer textarea').value === arguments[0]";
+    chat.page
+        .until(
+            "what was refused, in order",
+            in_order,
+            "\u{1}one\n\u{1}two\nmore",
+        )
+        .await;
     chat.is_unharmed().await;
     browser.close().await;
 }

@@ -1,16 +1,13 @@
-//! The files of the page: how many bytes, with which headers; their types; and the client in them without the page.
+//! The files of the page: how many bytes, with which headers; and their types.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::path::{Path, PathBuf};
 
-use tokio::{process::Command, time::timeout};
+use tokio::process::Command;
 
 use super::{Chat, site};
-use crate::harness::{Browser, Client, Http, Over, PATIENCE, Request};
+use crate::harness::{Browser, Http, Over, Request};
 
-fn web() -> PathBuf {
+pub(super) fn web() -> PathBuf {
     let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../web");
     web.canonicalize().expect("the page is there")
 }
@@ -90,60 +87,4 @@ async fn the_types_of_the_page_are_right() {
             "{settings}"
         );
     }
-}
-
-/// Logs in, enters the room that others are in, tells what it hears until somebody says `bye`, and answers once.
-const NODE: &str = r"
-    import { Client } from 'CLIENT';
-    const heard = [];
-    const client = new Client({ url: 'URL', websocket: globalThis.WebSocket ? '/v1/ws' : null, polling: true }, async (event) => {
-        if (event.type !== 'message') return;
-        heard.push(`${event.user}: ${event.text}`);
-        if (event.text === 'hello node') await client.send('tea', `hello ${event.user}`);
-        if (event.text === 'bye') {
-            await client.logout();
-            console.log(JSON.stringify(heard));
-        }
-    });
-    await client.login({ user: 'node' });
-    const room = await client.join('tea');
-    await client.send('tea', `here with ${[...room.members].filter((name) => name !== 'node')}`);
-";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_client_of_the_page_works_in_node() {
-    let server = site().start().await;
-    let mut ben = Client::login(server.addr(Over::Tcp), Over::Tcp, "ben").await;
-    ben.enter("tea").await;
-    let script = NODE
-        .replace("CLIENT", web().join("client.js").to_str().unwrap())
-        .replace("URL", &format!("http://{}", server.addr(Over::Polling)));
-    let mut node = Command::new("node");
-    node.args(["--input-type=module", "--eval", &script])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
-    let node = node.spawn().expect("node is installed");
-    let says = |text: &'static str| {
-        move |event: &serde_json::Value| event["user"] == "node" && event["text"] == text
-    };
-    ben.events_until("node to come", says("here with ben"))
-        .await;
-    ben.say("tea", "hello node").await;
-    ben.events_until("node's answer", says("hello ben")).await;
-    ben.say("tea", "bye").await;
-    let left = ben.events_until("node's leave", |event| event["type"] == "leave");
-    assert_eq!(left.await.last().unwrap()["reason"], "logout");
-    // Nothing is left that would keep a program running.
-    let output = timeout(PATIENCE, node.wait_with_output()).await;
-    let output = output.expect("node ends by itself").unwrap();
-    let heard: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(
-        heard,
-        [
-            "node: here with ben",
-            "ben: hello node",
-            "node: hello ben",
-            "ben: bye"
-        ]
-    );
 }

@@ -1,5 +1,7 @@
 //! What people write is shown as text, whatever they write; and the page runs nothing but its own.
 
+use serde_json::json;
+
 use super::{Chat, site};
 use crate::harness::{Browser, Client, Over, Screen, Server};
 
@@ -77,6 +79,10 @@ async fn hostile_texts_are_shown_and_do_nothing() {
         .await;
     let expected: Vec<_> = texts.iter().map(|text| shown(text)).collect();
     assert_eq!(found[..expected.len()], expected);
+    mallory
+        .command(json!({"type": "send", "room": room, "text": "", "data": {"dice": 6}}))
+        .await;
+    chat.sees(&name, r#"{"dice":6}"#).await;
     let foreign = chat
         .texts(
             "[...document.querySelectorAll('#log .text *')] \
@@ -133,6 +139,22 @@ async fn addresses_of_the_web_become_links_and_nothing_else_does() {
             .await;
         assert_eq!(&found, links, "in {text:?}");
     }
+    // What stands first leads the eye: it is the host, whatever the direction of the text.
+    mallory
+        .say("tea", "\u{200f}https://evil.example/\u{200f}/good.example")
+        .await;
+    let order = "[...document.querySelectorAll('#log .text a')].filter((link) => link.href.includes('evil')).map((link) => { \
+        const at = (word) => { \
+            const range = new Range(); \
+            const start = link.textContent.indexOf(word); \
+            range.setStart(link.firstChild, start); \
+            range.setEnd(link.firstChild, start + 4); \
+            return range.getBoundingClientRect().left; \
+        }; \
+        return at('evil') < at('good') ? 'in order' : 'turned'; \
+    })[0]";
+    let order = chat.page.until("the link", order, ()).await;
+    assert_eq!(order, "in order");
     let unsafe_links = chat
         .texts(
             "[...document.querySelectorAll('#log .text a')].filter((link) => \

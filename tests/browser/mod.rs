@@ -1,7 +1,9 @@
 //! The chat page in a real browser.
 //!
 //! The tests know the page as its users do, by what it shows and by labels, and by the few ids, classes and attributes
-//! that are listed at the head of `web/index.html`.
+//! that are listed here: `html[data-ready]`, `#login`, `#problem`, `#dismiss`, `#status[data-state][data-transport]`,
+//! `#rooms button[data-room]`, `#join`, `#leave`, `#logout`, `#log article.message[data-seq]` (`.own`, `.sender`, `time`,
+//! `.text`) and `.notice` (`.quiet`, `.gap`), `#members li[data-user]`, `#count`, `#composer`; and by the names of fields.
 
 use std::net::SocketAddr;
 
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::{Browser, Over, Page, Screen, Setup};
 
 mod access;
+mod client;
 mod crowd;
 mod ends;
 mod files;
@@ -237,7 +240,7 @@ impl<'b> Chat<'b> {
         self.page.look(screen).await;
         let wide = self
             .texts(
-                "[document.documentElement, document.body, document.querySelector('#log')] \
+                "[document.documentElement, document.body, ...document.querySelectorAll('#log, #rooms, #members')] \
                 .filter((element) => element.scrollWidth > element.clientWidth) \
                 .map((element) => `${element.localName} ${element.scrollWidth} > ${element.clientWidth}`)",
             )

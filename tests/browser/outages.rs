@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::{Chat, in_words, site, with_page};
-use crate::harness::{Browser, Client, Middlebox, Over, Program, Server, Setup, Upgrade};
+use crate::harness::{
+    Browser, Client, Middlebox, Over, Program, Server, Setup, Upgrade, eventually,
+};
 
 /// The page and somebody else in room `tea` hear each other.
 async fn talks_with(chat: &Chat<'_>, user: &str, other: &mut Client, round: &str) {
@@ -102,6 +104,28 @@ async fn where_a_websocket_stops_delivering_the_page_polls_and_says_that_message
     chat.sees("tess", "before: hello!").await;
     chat.shows_members(&["sue", "tess"]).await;
     talks_with(&chat, "sue", &mut tess, "after").await;
+    chat.is_unharmed().await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_logs_out_while_the_page_is_coming_back_is_out() {
+    let server = site().start().await;
+    let web = server.addr(Over::WebSocket);
+    let office = Middlebox::before(web, [Upgrade::Pass, Upgrade::Ignore]).await;
+    let browser = Browser::start().await;
+    let chat = Chat::enter(&browser, office.addr(), "sue", "tea").await;
+    office.cut();
+    eventually("the page to try again", async || {
+        (office.upgrades() == 2).then_some(())
+    })
+    .await;
+    chat.becomes("connecting").await;
+    chat.page.click("#logout").await;
+    let out = "document.querySelector('#login').checkVisibility()";
+    chat.page.until("the form to log in", out, ()).await;
+    chat.log_in("sue", "", "tea").await;
+    chat.is_in("tea").await;
     chat.is_unharmed().await;
     browser.close().await;
 }

@@ -87,24 +87,7 @@ impl Screen {
 impl Browser {
     /// Starts one.
     pub(crate) async fn start() -> Self {
-        let mut driver = Command::new("chromedriver");
-        driver
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        let mut driver = driver.spawn().expect("chromedriver is installed");
-        let mut lines = BufReader::new(driver.stdout.take().expect("it is piped")).lines();
-        let port = timeout(PATIENCE, async {
-            while let Some(line) = lines.next_line().await.expect("it writes text") {
-                if let Some((_, port)) = line.rsplit_once("successfully on port ") {
-                    return port.trim_end_matches('.').parse::<u16>().expect("a port");
-                }
-            }
-            panic!("chromedriver ended at once");
-        });
-        let port = port.await.expect("chromedriver says its port");
+        let (driver, port) = Self::start_driver().await;
         let profile = tempfile::tempdir().expect("a temporary folder");
         let mut line = Line {
             http: Http::new(SocketAddr::from(([127, 0, 0, 1], port))),
@@ -144,6 +127,34 @@ impl Browser {
             line: Mutex::new(line),
             _profile: profile,
         }
+    }
+
+    /// Starts the driver on a port of its choice. Rarely it ends at once, as where that port is taken on the other address
+    /// family: then it is started again, a few times at most.
+    async fn start_driver() -> (Child, u16) {
+        for _ in 0..5 {
+            let mut driver = Command::new("chromedriver");
+            driver
+                .arg("--port=0")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .kill_on_drop(true);
+            let mut driver = driver.spawn().expect("chromedriver is installed");
+            let mut lines = BufReader::new(driver.stdout.take().expect("it is piped")).lines();
+            let port = timeout(PATIENCE, async {
+                while let Some(line) = lines.next_line().await.expect("it writes text") {
+                    if let Some((_, port)) = line.rsplit_once("successfully on port ") {
+                        return Some(port.trim_end_matches('.').parse::<u16>().expect("a port"));
+                    }
+                }
+                None
+            });
+            if let Some(port) = port.await.expect("chromedriver says its port or ends") {
+                return (driver, port);
+            }
+        }
+        panic!("chromedriver ended at once, time after time");
     }
 
     /// Opens a window with nothing in it.

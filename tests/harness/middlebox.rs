@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional, sink},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
 };
 
@@ -26,6 +26,8 @@ pub(crate) enum Upgrade {
     Forbid,
     /// The box closes the connection.
     Close,
+    /// The box says nothing at all.
+    Ignore,
     /// The 101 passes and so does what the client says first; after that nothing in either direction. The server sees
     /// an open connection until [`Middlebox::release`], whatever the client does.
     Swallow,
@@ -35,6 +37,7 @@ pub(crate) struct Middlebox {
     addr: SocketAddr,
     upgrades: Arc<AtomicUsize>,
     order: watch::Sender<Order>,
+    cut: Arc<Notify>,
     _work: JoinSet<()>,
 }
 
@@ -53,6 +56,7 @@ struct Office {
     script: Arc<Mutex<VecDeque<Upgrade>>>,
     upgrades: Arc<AtomicUsize>,
     order: watch::Receiver<Order>,
+    cut: Arc<Notify>,
 }
 
 impl Middlebox {
@@ -69,8 +73,10 @@ impl Middlebox {
             script: Arc::new(Mutex::new(script.into_iter().collect())),
             upgrades: Arc::default(),
             order: orders,
+            cut: Arc::default(),
         };
         let upgrades = Arc::clone(&office.upgrades);
+        let cut = Arc::clone(&office.cut);
         let mut work = JoinSet::new();
         work.spawn(async move {
             let mut connections = JoinSet::new();
@@ -82,6 +88,7 @@ impl Middlebox {
             addr,
             upgrades,
             order,
+            cut,
             _work: work,
         }
     }
@@ -93,6 +100,11 @@ impl Middlebox {
     /// How many upgrades were asked for so far.
     pub(crate) fn upgrades(&self) -> usize {
         self.upgrades.load(Ordering::Relaxed)
+    }
+
+    /// Closes the WebSockets that pass at present.
+    pub(crate) fn cut(&self) {
+        self.cut.notify_waiters();
     }
 
     /// From now on swallows what is said over the WebSockets that it let pass.
@@ -133,6 +145,7 @@ impl Office {
                 tokio::select! {
                     // Either end may go away in whatever way: the other one is then told by a close.
                     _ = copy_bidirectional(&mut client, &mut server) => {}
+                    () = self.cut.notified(), if upgrade => {}
                     () = self.ordered(Order::Swallow), if upgrade => self.hold(client, server).await,
                 }
             }
@@ -141,6 +154,7 @@ impl Office {
                 client.write_all(no.as_bytes()).await.ok();
             }
             Upgrade::Close => {}
+            Upgrade::Ignore => pending().await,
             Upgrade::Swallow => {
                 if self.open(&head, &mut client, &mut server).await.is_ok() {
                     self.hold(client, server).await;
