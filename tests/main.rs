@@ -22,6 +22,7 @@ mod order;
 mod polling;
 mod program;
 mod readme;
+mod startup;
 mod tcp;
 mod web;
 mod websocket;

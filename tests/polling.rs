@@ -883,3 +883,201 @@ async fn a_poll_under_way_keeps_a_session_alive() {
     assert_eq!(alice.polled("?wait=2").await, (1, 1, vec![]));
     assert_eq!(alice.command(json!({"type": "ping"})).await.status, 200);
 }
+
+/// Alice with `count` events waiting for her, of which ten are over 1 KiB.
+async fn with_events(setup: &Setup, count: usize) -> (Server, Session) {
+    let server = setup.start().await;
+    let mut alice = Session::login(&server, "alice").await;
+    alice.join("lobby").await;
+    for n in 1..count {
+        alice
+            .say(&format!(
+                "message number {n}, the like of which was there before"
+            ))
+            .await;
+    }
+    eventually("all events", async || {
+        (alice.polled("").await.1 == count as u64 + 1).then_some(())
+    })
+    .await;
+    (server, alice)
+}
+
+/// What curl makes of an answer, with these arguments: the head in lower case, and the body.
+async fn curl(server: &Server, arguments: &[&str], target: &str) -> (String, Vec<u8>) {
+    let url = format!("http://{}{target}", server.addr(Over::Polling));
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["--silent", "--show-error", "--include", "--max-time", "10"]);
+    let output = curl.args(arguments).arg(url).output().await;
+    let output = output.expect("curl is installed");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    let end = output
+        .stdout
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .expect("a head");
+    let head = String::from_utf8_lossy(&output.stdout[..end]).to_lowercase();
+    (head, output.stdout[end + 4..].to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_answer_is_compressed_for_whom_accepts_it() {
+    let (server, mut alice) = with_events(&free_polls(), 30).await;
+    let plain = alice.poll("").await;
+    assert_eq!(
+        plain.header("content-encoding"),
+        None,
+        "nobody asked for it"
+    );
+    assert_eq!(plain.header("vary"), Some("Origin, Accept-Encoding"));
+    assert!(plain.body.len() > 1024, "{}", plain.text());
+
+    let bearer = format!("Authorization: Bearer {}", alice.id);
+    let (head, body) = curl(&server, &["--compressed", "-H", &bearer], "/v1/events").await;
+    assert!(head.contains("\r\ncontent-encoding: gzip\r\n"), "{head}");
+    assert!(
+        head.contains("\r\nvary: origin, accept-encoding\r\n"),
+        "{head}"
+    );
+    assert!(!head.contains("transfer-encoding"), "{head}");
+    let length = head.split("content-length: ").nth(1).expect("a length");
+    let length: usize = length.lines().next().unwrap().parse().unwrap();
+    assert!(
+        length * 2 < plain.body.len(),
+        "{length} of {}",
+        plain.body.len()
+    );
+    // An answer that got lost is asked for again and says the same, in whatever coding.
+    assert_eq!(String::from_utf8_lossy(&body), plain.text());
+    let (_, again) = curl(
+        &server,
+        &["--compressed", "-H", &bearer],
+        "/v1/events?ack=1&wait=5",
+    )
+    .await;
+    assert_eq!(again, body);
+
+    for accepts in [
+        "gzip;q=0",
+        "identity",
+        "br, deflate",
+        "*;q=0",
+        "gzip;q=0.5, identity",
+    ] {
+        let accepts = format!("Accept-Encoding: {accepts}");
+        let (head, body) = curl(&server, &["-H", &accepts, "-H", &bearer], "/v1/events").await;
+        assert!(!head.contains("content-encoding"), "{accepts}: {head}");
+        assert_eq!(String::from_utf8_lossy(&body), plain.text(), "{accepts}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_short_secret_or_has_no_body_goes_out_as_it_is() {
+    let (server, mut alice) = with_events(&free_polls(), 3).await;
+    let accepts = |request: Request| request.header("Accept-Encoding", "gzip");
+    let short = alice.ask(accepts(Request::new("GET", "/v1/events"))).await;
+    assert_eq!(
+        (short.status, short.header("content-encoding")),
+        (200, None)
+    );
+    let options = Request::new("OPTIONS", "/v1/events");
+    let options = alice.ask(accepts(options)).await;
+    assert_eq!(
+        (options.status, options.header("content-encoding")),
+        (204, None)
+    );
+    let bearer = format!("Authorization: Bearer {}", alice.id);
+    let (head, body) = curl(
+        &server,
+        &["--head", "--compressed", "-H", &bearer],
+        "/v1/events",
+    )
+    .await;
+    assert!(
+        head.starts_with("http/1.1 405") && body.is_empty(),
+        "{head}"
+    );
+    assert!(!head.contains("content-encoding"), "{head}");
+    // The answer with the session's id in it, made longer than what is short.
+    let name = "n".repeat(32);
+    let login =
+        Request::new("POST", "/v1/session").json(json!({"user": name, "x": "y".repeat(2000)}));
+    let answer = Http::new(server.addr(Over::Polling))
+        .ask(&accepts(login))
+        .await;
+    assert_eq!(
+        (answer.status, answer.header("content-encoding")),
+        (201, None)
+    );
+    assert_eq!(answer.header("vary"), Some("Origin"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_is_compressed_too_and_a_refusal_is_not() {
+    let setup = Setup::tables("[room]\npresence = \"each\"\n[limits]\nsessions = 1000");
+    let server = setup.start().await;
+    let mut alice = Session::login(&server, "alice").await;
+    alice.join("lobby").await;
+    for n in 0..60 {
+        let mut other = Session::login(&server, &format!("somebody-with-a-long-name-{n}")).await;
+        other.join("lobby").await;
+    }
+    let users = json!({"type": "users", "room": "lobby", "limit": 100}).to_string();
+    let bearer = format!("Authorization: Bearer {}", alice.id);
+    let json = "Content-Type: application/json";
+    let arguments = ["--compressed", "-H", &bearer, "-H", json, "-d", &users];
+    let (head, body) = curl(&server, &arguments, "/v1/commands").await;
+    assert!(head.contains("\r\ncontent-encoding: gzip\r\n"), "{head}");
+    let object: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(object["users"].as_array().map(Vec::len), Some(61));
+
+    let nowhere = json!({"type": "users", "room": "nowhere", "x": "y".repeat(2000)}).to_string();
+    let arguments = ["--compressed", "-H", &bearer, "-H", json, "-d", &nowhere];
+    let (head, _) = curl(&server, &arguments, "/v1/commands").await;
+    assert!(
+        head.starts_with("http/1.1 409") && !head.contains("content-encoding"),
+        "{head}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compression_can_be_switched_off() {
+    let setup = free_polls().on(Over::Polling, "gzip = false");
+    let (server, alice) = with_events(&setup, 30).await;
+    let bearer = format!("Authorization: Bearer {}", alice.id);
+    let (head, _) = curl(&server, &["--compressed", "-H", &bearer], "/v1/events").await;
+    assert!(!head.contains("content-encoding"), "{head}");
+    assert!(head.contains("\r\nvary: origin\r\n"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_comes_while_a_poll_waits_is_answered_after_it() {
+    let server = Setup::default().start().await;
+    let mut alice = Session::login(&server, "alice").await;
+    let mut bob = Session::login(&server, "bob").await;
+    alice.join("lobby").await;
+    bob.join("lobby").await;
+    eventually("both joins", async || {
+        (alice.polled("?wait=1").await.1 == 3).then_some(())
+    })
+    .await;
+    let get = |query: &str| {
+        let request = Request::new("GET", &format!("/v1/events{query}"));
+        request.bearer(&alice.id)
+    };
+    let ping = Request::new("POST", "/v1/commands")
+        .bearer(&alice.id)
+        .json(json!({"type": "ping", "id": 7}));
+    let mut http = Http::new(server.addr(Over::Polling));
+    // In pieces, so that part of the second comes while the first waits.
+    let (first, second) = (get("?ack=3&wait=20").bytes(), ping.bytes());
+    http.write(&[&first[..], &second[..20]].concat()).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bob.say("hello").await;
+    let polled = http.answer().await.expect("an answer").json();
+    assert_eq!(polled["events"][0]["text"], "hello", "{polled}");
+    http.write(&second[20..]).await;
+    let pong = http.answer().await.expect("an answer").json();
+    assert_eq!((&pong["type"], &pong["id"]), (&"pong".into(), &7.into()));
+}

@@ -106,9 +106,11 @@ pub fn run(plugins: Plugins) -> ExitCode {
 }
 
 fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let command = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let command = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => command,
-        Err(error) => {
+        Err(mut error) => {
+            hide_passwords(&mut error, &arguments);
             // Help and version come this way too, on standard output. A closed pipe is not ours to mend.
             let _ = error.print();
             return if error.use_stderr() {
@@ -137,6 +139,27 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
         Err(failure) => {
             say(io::stderr(), &failure.message);
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Does not repeat what stands beside `--password`, which takes no value: it may well be one.
+fn hide_passwords(error: &mut clap::Error, arguments: &[OsString]) {
+    use clap::error::{ContextKind, ContextValue};
+    let behind = |text: &str| {
+        let joined = format!("--password={text}");
+        arguments.iter().any(|argument| *argument == *joined)
+            || arguments
+                .windows(2)
+                .any(|pair| pair[0] == "--password" && pair[1] == *text)
+    };
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
+        if let Some(ContextValue::String(text)) = error.get(kind)
+            && behind(text)
+        {
+            error.insert(kind, ContextValue::String("…".into()));
+            // They quote it too.
+            error.remove(ContextKind::Suggested);
         }
     }
 }
@@ -346,7 +369,7 @@ impl Signals {
     }
 
     /// Somebody insists. A hangup does not: a terminal that is closed often sends two, one of them by way of its shell.
-    async fn again(&mut self) {
+    pub(crate) async fn again(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => (),
             _ = self.terminate.recv() => (),
@@ -383,7 +406,7 @@ impl Signals {
         "Ctrl-C"
     }
 
-    async fn again(&mut self) {
+    pub(crate) async fn again(&mut self) {
         self.next().await;
     }
 }
@@ -447,6 +470,10 @@ fn summary(name: &str, loaded: &Loaded) -> String {
     for [table, kind, bind, auth] in &rows {
         let row = format!("  {table:first$}  {kind:second$}  {bind:third$}  {auth}");
         text = text + "\n" + row.trim_end();
+    }
+    if let Some(worst) = &loaded.memory {
+        let budget = loaded.hub.server.memory_budget;
+        text += &format!("\nmemory at the worst, of {budget}:\n{worst}");
     }
     text
 }

@@ -24,6 +24,8 @@ mod cli;
 mod config;
 #[cfg(test)]
 mod dependencies;
+#[cfg(unix)]
+mod descriptors;
 mod logging;
 mod metrics;
 mod plugins;

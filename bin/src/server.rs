@@ -6,6 +6,8 @@ use chinwag_core::{ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, clock};
 use chinwag_transports::{BindContext, BindError, Listeners, Transport};
 use tracing::{error, info};
 
+#[cfg(unix)]
+use crate::descriptors;
 #[cfg(feature = "web")]
 use crate::web;
 use crate::{
@@ -37,7 +39,8 @@ pub struct Server {
 
 impl Server {
     /// Starts what `document`, the text of a TOML file, names: reads and checks everything, binds every listener, and
-    /// only then serves. Relative paths in it start from `base`. The environment is not read.
+    /// only then serves. Relative paths in it start from `base`. The environment is not read. The soft limit of the
+    /// process on open descriptors is raised where the listeners may need more.
     ///
     /// # Errors
     /// The configuration is wrong, or a listener could not be bound. Nothing is left running then.
@@ -57,6 +60,8 @@ impl Server {
         let life = Life::default();
         let loaded = draft.build(&life.0).await?;
         loaded.tell();
+        #[cfg(unix)]
+        descriptors::provide(&loaded);
         let Loaded {
             hub: config,
             transports,

@@ -8,6 +8,7 @@ use std::{
     borrow::Cow,
     collections::VecDeque,
     fmt, io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +19,10 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::{Buf, Bytes};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Sleep,
+};
 
 use crate::{
     Refusal,
@@ -711,6 +715,8 @@ struct Kept {
     closed: bool,
     /// When the last answer with events was given.
     last_full: Option<Instant>,
+    /// That of the polls, between two of them.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// Some events for one poll.
@@ -906,6 +912,18 @@ impl PullOutlet {
 
     pub(crate) fn last_full(&self) -> Option<Instant> {
         self.inner.lock().last_full
+    }
+
+    /// The timer that a poll has left.
+    pub(crate) fn take_timer(&self) -> Option<Pin<Box<Sleep>>> {
+        self.inner.lock().timer.take()
+    }
+
+    /// Keeps the timer of a poll for the next one.
+    pub(crate) fn keep_timer(&self, timer: Pin<Box<Sleep>>) {
+        let other = self.inner.lock().timer.replace(timer);
+        // Of a poll that this one superseded; dropped without the lock.
+        drop(other);
     }
 
     /// Counts a poll as under way until the guard is dropped, also when its request is given up.

@@ -20,8 +20,8 @@ pub struct ServerConfig {
     pub workers: usize,
     /// How long a drain may take before the rest is dropped.
     pub shutdown_grace: Span,
-    /// Not built yet; only `"0"`.
-    pub memory_budget: Later<Size>,
+    /// The most memory that the limits may allow in all; a start with limits that allow more is refused. Zero: none.
+    pub memory_budget: Size,
 }
 
 impl Default for ServerConfig {
@@ -30,7 +30,7 @@ impl Default for ServerConfig {
             default_room: None,
             workers: 0,
             shutdown_grace: Span::secs(10),
-            memory_budget: Later::default(),
+            memory_budget: Size(0),
         }
     }
 }

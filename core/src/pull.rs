@@ -1,15 +1,22 @@
 //! A session whose client comes by with requests: commands are answered in the request that brought them, and what
 //! happens in between waits in the outlet until it is fetched and acknowledged.
 
-use std::{fmt, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::time::timeout_at;
+use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use crate::{
     CloseReason, End, ErrorCode, Refusal,
     adapter::{Answer, Look, Outlet, Page, PullOutlet},
-    clock,
+    clock::{self, Instant},
     hub::expired,
     message::{Command, Frame, Kind},
     plugin::Credentials,
@@ -244,14 +251,14 @@ impl PullSession {
         max: usize,
         pace: Duration,
     ) -> Result<Bytes, Refusal> {
-        self.session.touch();
+        let began = clock::now();
+        self.session.touch_at(began);
         let pull = self.outlet();
         if wait.is_zero() {
             self.session
                 .take_poll()
                 .map_err(|refusal| self.violated(refusal))?;
         }
-        let began = clock::now();
         let _under_way = pull.under_way();
         let number = pull.begin(ack).map_err(|given| {
             self.violated(Refusal::bad_request(format!(
@@ -266,30 +273,29 @@ impl PullSession {
         if wait.is_zero() {
             return Ok(self.give(max));
         }
+        let mut timer = Timer { pull, sleep: None };
         if let Some(last) = pull.last_full()
             && last + pace > began
         {
-            // A newer poll, and an end, still cut this short.
-            let _ = timeout_at(
-                (last + pace).min(began + wait),
-                poll_fn(|cx| match pull.look(number, cx) {
-                    Look::Superseded => Poll::Ready(()),
-                    Look::Ready if pull.is_closed() => Poll::Ready(()),
-                    Look::Ready | Look::Waiting => Poll::Pending,
-                }),
-            )
+            let held = (last + pace).min(began + wait);
+            poll_fn(|cx| match pull.look(number, cx) {
+                // A newer poll, and an end, still cut this short.
+                Look::Superseded => Poll::Ready(()),
+                Look::Ready if pull.is_closed() => Poll::Ready(()),
+                Look::Ready | Look::Waiting => timer.poll(held, cx),
+            })
             .await;
         }
-        let look = poll_fn(|cx| match pull.look(number, cx) {
-            Look::Ready => Poll::Ready(true),
-            Look::Superseded => Poll::Ready(false),
-            Look::Waiting => Poll::Pending,
-        });
-        let body = match timeout_at(began + wait, look).await {
-            Ok(true) => self.give(max),
-            Ok(false) => body(&pull.nothing(), true),
-            // What came in the last moment goes along.
-            Err(_) => self.give(max),
+        let is_superseded = poll_fn(|cx| match pull.look(number, cx) {
+            Look::Ready => Poll::Ready(false),
+            Look::Superseded => Poll::Ready(true),
+            Look::Waiting => timer.poll(began + wait, cx).map(|()| false),
+        })
+        .await;
+        let body = if is_superseded {
+            body(&pull.nothing(), true)
+        } else {
+            self.give(max)
         };
         self.session.touch();
         Ok(body)
@@ -343,6 +349,40 @@ impl PullSession {
         Reply {
             json: bye.json(),
             refusal: None,
+        }
+    }
+}
+
+/// The one timer of a session's polls, left armed from one to the next: each poll may wait longer than the one before,
+/// and most are answered long before their time, so it need hardly ever be moved.
+struct Timer<'a> {
+    pull: &'a PullOutlet,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer<'_> {
+    fn poll(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| {
+            let kept = self.pull.take_timer();
+            kept.unwrap_or_else(|| Box::pin(sleep_until(deadline)))
+        });
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        if let Some(sleep) = self.sleep.take() {
+            self.pull.keep_timer(sleep);
         }
     }
 }

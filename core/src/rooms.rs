@@ -44,7 +44,9 @@ impl FromStr for RoomPattern {
 }
 
 impl RoomPattern {
-    fn is_exact(&self) -> bool {
+    /// Whether it is one name.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
         !self.0.contains('*')
     }
 

@@ -4,6 +4,7 @@
 //! [`Draft::build`] applies the rules between tables, asks the core, and builds authenticators and validators, since
 //! they too may find fault with their tables. Nothing is bound here, so `chinwag check` is these two steps alone.
 
+mod budget;
 mod check;
 mod document;
 mod environment;
@@ -13,6 +14,7 @@ mod page;
 mod problem;
 mod read;
 mod reader;
+mod sockets;
 mod tables;
 
 use std::{
@@ -29,21 +31,24 @@ use chinwag_core::{
     plugin::{AuthenticatorContext, BuildError, Draft as Message, Rejection, Validator},
 };
 use chinwag_transports::{ListenerConfig, Wire};
+use figment::value::Value;
 use tracing::{debug, info, warn};
 
 #[cfg(feature = "web")]
 pub(crate) use self::page::PageConfig;
 pub use self::problem::{ConfigError, Problem, Severity};
+pub(crate) use self::{
+    budget::{Human, Worst},
+    problem::Problems,
+    read::Table,
+    sockets::{Listening, sockets},
+    tables::{LogConfig, LogFormat, MetricsConfig},
+};
 use self::{
     document::{Document, KeyPath, Part},
     problem::{Place, words},
     reader::Reader,
     tables::ClusterConfig,
-};
-pub(crate) use self::{
-    problem::Problems,
-    read::Table,
-    tables::{LogConfig, LogFormat, MetricsConfig},
 };
 use crate::plugins::{Plugins, ReadyToBind, ReadyToBuild, ReadyToValidate};
 
@@ -141,6 +146,8 @@ pub(crate) struct Loaded {
     pub(crate) metrics: Option<MetricsConfig>,
     #[cfg(feature = "web")]
     pub(crate) page: Option<PageConfig>,
+    /// What the limits allow at the worst, where there is a `memory_budget`.
+    pub(crate) memory: Option<Worst>,
     pub(crate) warnings: Vec<Problem>,
     /// Table and what applies in it, defaults included and secrets left out.
     pub(crate) effective: Vec<(String, String)>,
@@ -152,6 +159,7 @@ pub(crate) struct Loaded {
 pub(crate) struct LoadedTransport {
     pub(crate) name: String,
     pub(crate) kind: String,
+    pub(crate) wire: Wire,
     pub(crate) listener: ListenerConfig,
     pub(crate) auth: Vec<ChainLink>,
     pub(crate) ready: Box<dyn ReadyToBind>,
@@ -169,10 +177,19 @@ impl Loaded {
             .expect_err("the core refuses with at least one fault")
     }
 
+    /// Whether the table of a transport has `key`, or a variable of the environment gives it.
+    pub(crate) fn names(&self, transport: &str, key: &str) -> bool {
+        self.document
+            .contains(&KeyPath::new(["transports", transport, key]))
+    }
+
     /// Logs what applies in each table and what may not be meant. The built-in document is no news to anybody.
     pub(crate) fn tell(&self) {
         for warning in &self.warnings {
             warn!("{}", warning.brief());
+        }
+        if let Some(worst) = &self.memory {
+            info!(worst = %Human(worst.bytes()), budget = %self.hub.server.memory_budget, "memory");
         }
         for (table, settings) in &self.effective {
             if self.builtin {
@@ -311,6 +328,25 @@ impl Draft {
                 );
             }
         }
+        let memory = (faults.is_empty() && hub.server.memory_budget.0 > 0).then(|| {
+            let listening = self.transports.iter().filter_map(TransportDraft::listening);
+            let threads = hash_threads(&self.document, &self.authenticators);
+            Worst::of(
+                &hub,
+                &sockets(listening),
+                threads,
+                cores(hub.server.workers),
+            )
+        });
+        let key = KeyPath::new(["server", "memory_budget"]);
+        if let Some(worst) = &memory
+            && worst.bytes() > hub.server.memory_budget.0 as u128
+        {
+            self.problems.error(
+                self.document.locate(&key, Part::Value),
+                format!("{key}: {}", worst.refusal(hub.server.memory_budget)),
+            );
+        }
         let warnings = self.problems.into_result()?;
         let transports = self
             .transports
@@ -320,6 +356,7 @@ impl Draft {
                 Some(LoadedTransport {
                     name: transport.name,
                     kind: transport.kind,
+                    wire: transport.wire?,
                     listener: transport.listener?,
                     auth: auth
                         .into_iter()
@@ -336,6 +373,7 @@ impl Draft {
             metrics: self.metrics,
             #[cfg(feature = "web")]
             page,
+            memory,
             warnings,
             effective,
             builtin: self.builtin,
@@ -489,6 +527,45 @@ fn unmatched() -> RoomPattern {
 }
 
 /// Where the core's `key` stands.
+impl TransportDraft {
+    fn listening(&self) -> Option<Listening<'_>> {
+        Some(Listening {
+            name: &self.name,
+            kind: &self.kind,
+            wire: self.wire?,
+            listener: self.listener.as_ref()?,
+        })
+    }
+}
+
+/// The threads that hash passwords for all authenticators together.
+fn hash_threads(document: &Document, authenticators: &[AuthenticatorDraft]) -> usize {
+    let tables = document
+        .root()
+        .get("authenticators")
+        .and_then(Value::as_dict);
+    authenticators
+        .iter()
+        .filter(|authenticator| authenticator.kind == "password")
+        .map(|authenticator| {
+            let table = tables.and_then(|tables| tables.get(&authenticator.name)?.as_dict());
+            let threads = table.and_then(|table| table.get("hash_threads")?.to_i128());
+            match threads.and_then(|threads| usize::try_from(threads).ok()) {
+                None | Some(0) => cores(0).saturating_sub(1).max(1),
+                Some(threads) => threads,
+            }
+        })
+        .sum()
+}
+
+/// `threads`; 0: one for each core.
+fn cores(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 fn place_of(document: &Document, key: &str) -> Place {
     let path = inherited(document, key).unwrap_or_else(|| KeyPath::new(key.split('.')));
     document.locate(&path, Part::Value)

@@ -57,27 +57,24 @@ pub(super) async fn run(mut socket: Box<HttpSocket>, client: Arc<Client>) -> io:
             return turn.map(drop);
         };
         socket = back;
-        match turn {
-            Ok(Turn::Rests) => (),
-            Ok(Turn::Answered(answer)) => {
-                if write(&mut socket, &client, answer).await? {
-                    return shut(&mut socket).await;
-                }
-            }
-            Ok(Turn::Waits(work)) => {
-                let Some(answer) = wait(&mut socket, work).await else {
-                    return Ok(());
-                };
-                if write(&mut socket, &client, answer).await? {
-                    return shut(&mut socket).await;
-                }
-            }
+        let answer = match turn {
+            Ok(Turn::Rests) => continue,
             Ok(Turn::Ends) => return shut(&mut socket).await,
+            Ok(Turn::Answered(answer)) => answer,
+            Ok(Turn::Waits(work)) => match wait(&mut socket, work).await {
+                Some(answer) => answer,
+                None => return Ok(()),
+            },
             Err(error) => {
                 // It may be an answer that says what was wrong: that has to get there.
                 shut(&mut socket).await?;
                 return Err(error);
             }
+        };
+        let mut encoded = Encoded::of(answer.begin(&client.watch), client.watch.is_stopping());
+        poll_fn(|cx| poll_write(&mut socket, &mut encoded, cx)).await?;
+        if encoded.closes {
+            return shut(&mut socket).await;
         }
     }
 }
@@ -198,14 +195,6 @@ async fn wait(socket: &mut HttpSocket, mut work: Work) -> Option<Finished> {
         socket.poll_gone(cx).map(|()| None)
     })
     .await
-}
-
-/// Writes an answer, and says whether it was the last.
-async fn write(socket: &mut HttpSocket, client: &Client, answer: Finished) -> io::Result<bool> {
-    let answer = answer.begin(&client.watch);
-    let mut encoded = Encoded::of(answer, client.watch.is_stopping());
-    poll_fn(|cx| poll_write(socket, &mut encoded, cx)).await?;
-    Ok(encoded.closes)
 }
 
 fn poll_write(

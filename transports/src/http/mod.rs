@@ -21,7 +21,7 @@ use std::{
     fmt, io,
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -281,25 +281,27 @@ impl HttpListener {
 
 /// One connection, from its first byte to its last, or until it is upgraded.
 fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Output = ()> + Send {
-    let watch = Arc::new(Watch::new(&shared.config, Arc::clone(&shared.door)));
-    let socket = HttpSocket::new(accepted.socket, accepted.early, Arc::clone(&watch));
-    let stopped = shared.stopped.clone();
-    let peer = accepted.peer;
     let client = Arc::new(Client {
-        shared,
-        watch: Arc::clone(&watch),
-        peer,
+        watch: Watch::new(&shared.config, Arc::clone(&shared.door)),
+        peer: accepted.peer,
         permit: accepted.permit,
         aside: Mutex::default(),
         waker: Mutex::new(Waker::noop().clone()),
         host: OnceLock::new(),
         may_upgrade: AtomicBool::new(false),
+        shared,
     });
-    // Boxed, since a future that is moved into another takes its room twice for as long as it lives.
-    let mut connection = Box::pin(connection::run(Box::new(socket), client));
+    // Boxed, since it goes from hand to hand.
+    let socket = Box::new(HttpSocket::new(
+        accepted.socket,
+        accepted.early,
+        Arc::clone(&client),
+    ));
     async move {
-        let peer = peer.address;
-        match drive(connection.as_mut(), &watch, &stopped).await {
+        let connection = pin!(connection::run(socket, Arc::clone(&client)));
+        let peer = client.peer.address;
+        let watch = &client.watch;
+        match drive(connection, watch, &client.shared.stopped).await {
             End::Over(Ok(())) | End::Stopped => (),
             End::Over(Err(error)) => debug!(%error, %peer, "HTTP connection ended."),
             End::Late => {
@@ -312,8 +314,8 @@ fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Outp
 
 /// What the requests of one connection have in common.
 struct Client {
+    watch: Watch,
     shared: Arc<Shared>,
-    watch: Arc<Watch>,
     peer: Peer,
     permit: Permit,
     /// What the service leaves for [`connection`] to do.

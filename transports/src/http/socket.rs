@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::answer;
+use super::{Client, answer};
 use crate::{ListenerConfig, accept::Door};
 
 /// How long a connection that has brought a good request may rest before the next one. Proxies keep connections open
@@ -307,7 +307,7 @@ pub(super) struct HttpSocket {
     socket: TcpStream,
     /// Bytes of the client's that were read and come before those of the socket.
     early: Bytes,
-    watch: Arc<Watch>,
+    client: Arc<Client>,
     /// Our answer to a head that can't be parsed, as far as it is not written.
     own: Bytes,
     /// Whether the write side was shut.
@@ -317,14 +317,14 @@ pub(super) struct HttpSocket {
 
 impl HttpSocket {
     /// `early`: bytes that were read with a PROXY header.
-    pub(super) fn new(socket: TcpStream, early: Bytes, watch: Arc<Watch>) -> Self {
+    pub(super) fn new(socket: TcpStream, early: Bytes, client: Arc<Client>) -> Self {
         if !early.is_empty() {
-            watch.received(early.len());
+            client.watch.received(early.len());
         }
         Self {
             socket,
             early,
-            watch,
+            client,
             own: Bytes::new(),
             shut: false,
             lingered: 0,
@@ -349,7 +349,7 @@ impl HttpSocket {
         if self.early.is_empty() {
             self.poll_ahead(cx)
         } else {
-            self.watch.began();
+            self.client.watch.began();
             Poll::Ready(true)
         }
     }
@@ -372,20 +372,20 @@ impl HttpSocket {
         if read.is_err() || bytes.is_empty() {
             return Poll::Ready(false);
         }
-        self.watch.received(bytes.len());
+        self.client.watch.received(bytes.len());
         self.early = Bytes::copy_from_slice(bytes);
         Poll::Ready(true)
     }
 
     /// Takes hyper's bytes for written and puts our own answer in their place.
     fn replace(&mut self, theirs: &[u8]) {
-        if self.watch.stage() == Stage::Closing {
+        if self.client.watch.stage() == Stage::Closing {
             return;
         }
         let (reason, own) = unparsable(theirs);
-        self.watch.door.refused(reason);
+        self.client.watch.door.refused(reason);
         self.own = own;
-        self.watch.closing();
+        self.client.watch.closing();
     }
 
     fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -448,7 +448,7 @@ impl AsyncRead for HttpSocket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.watch.asks();
+        this.client.watch.asks();
         if !this.early.is_empty() {
             // They were counted when they came.
             let some = this.early.len().min(buffer.remaining());
@@ -459,7 +459,7 @@ impl AsyncRead for HttpSocket {
         ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
         let read = buffer.filled().len() - before;
         if read > 0 {
-            this.watch.received(read);
+            this.client.watch.received(read);
         }
         Poll::Ready(Ok(()))
     }
@@ -472,12 +472,12 @@ impl AsyncWrite for HttpSocket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.watch.is_unasked() {
+        if this.client.watch.is_unasked() {
             this.replace(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
         let written = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
-        this.watch.wrote(written);
+        this.client.watch.wrote(written);
         Poll::Ready(Ok(written))
     }
 
@@ -486,13 +486,13 @@ impl AsyncWrite for HttpSocket {
         let this = self.get_mut();
         ready!(this.poll_own(cx))?;
         ready!(Pin::new(&mut this.socket).poll_flush(cx))?;
-        this.watch.flushed();
+        this.client.watch.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.watch.closing();
+        this.client.watch.closing();
         ready!(this.poll_own(cx))?;
         if !this.shut {
             ready!(Pin::new(&mut this.socket).poll_shutdown(cx))?;

@@ -665,3 +665,157 @@ async fn transports_share_a_bind_and_not_a_path() {
         assert_eq!(client.reply().await.status, 200, "{path}");
     }
 }
+
+/// Answers at once with what it was made with.
+struct Says(fn() -> Answer);
+
+#[async_trait]
+impl HttpRoute for Says {
+    async fn handle(&self, _request: Request<Incoming>, _peer: &HttpPeer) -> Answer {
+        (self.0)()
+    }
+}
+
+#[tokio::test]
+async fn an_answer_looks_alike_whoever_writes_it() {
+    let server = Server::start(&json!({}), &[]);
+    // hyper writes the answers to the last two, which it also closes after.
+    let mut heads = Vec::new();
+    for request in [
+        GET,
+        "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Keep-Alive\r\n\r\n",
+        "GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        "GET /echo HTTP/1.0\r\nHost: localhost\r\n\r\n",
+    ] {
+        let mut client = server.connect().await;
+        client.say(request).await;
+        let reply = client.reply().await;
+        assert_eq!(reply.status, 200, "{request}");
+        assert_eq!(reply.object()["body"], "", "{request}");
+        let (_, date) = reply.head.split_once("\r\ndate: ").unwrap();
+        let date = date.lines().next().unwrap();
+        assert!(date.len() == 29 && date.ends_with(" gmt"), "{date}");
+        let mut lines: Vec<String> = reply
+            .head
+            .lines()
+            .skip(1)
+            .filter(|line| !line.starts_with("date: ") && !line.starts_with("connection: "))
+            .map(str::to_owned)
+            .collect();
+        lines.sort_unstable();
+        heads.push(lines);
+        if request.contains("close") || request.contains("1.0") {
+            assert!(client.is_closed().await, "{request}");
+        } else {
+            client.say(GET).await;
+            assert_eq!(client.reply().await.status, 200, "it stays open");
+        }
+    }
+    heads.dedup();
+    assert_eq!(heads.len(), 1, "{heads:?}");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_has_no_length_and_one_that_closes_does() {
+    let closing = || answer::closing(json(StatusCode::OK, "{}"));
+    let server = Server::start(
+        &json!({}),
+        &[
+            ("/empty", Arc::new(Says(empty))),
+            ("/last", Arc::new(Says(closing))),
+        ],
+    );
+    let mut client = server.connect().await;
+    client
+        .say("OPTIONS /empty HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await;
+    let reply = client.reply().await;
+    assert_eq!(reply.status, 204);
+    assert!(!reply.head.contains("content-length"), "{reply:?}");
+    client
+        .say("GET /last HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await;
+    let reply = client.reply().await;
+    assert_eq!((reply.status, reply.body.as_str()), (200, "{}"));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_long_answer_arrives_whole() {
+    let long = || json(StatusCode::OK, vec![b' '; 3 << 20]);
+    let server = Server::start(&json!({}), &[("/long", Arc::new(Says(long)))]);
+    let mut client = server.connect().await;
+    for _ in 0..2 {
+        client
+            .say("GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await;
+        assert_eq!(client.reply().await.body.len(), 3 << 20);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_says_no_more_still_gets_its_answer() {
+    let server = Server::start(&json!({}), &[]);
+    let mut client = server.connect().await;
+    client.say(GET).await;
+    client.0.shutdown().await.unwrap();
+    assert_eq!(client.reply().await.status, 200);
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn what_comes_while_a_request_waits_is_answered_after_it() {
+    let (held, mut begun) = Held::new("{\"held\":true}");
+    let server = Server::start(&json!({}), &[("/held", held.clone())]);
+    let mut client = server.connect().await;
+    client
+        .say("GET /held HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await;
+    begun.recv().await.unwrap();
+    let two = format!("{}{GET}", post("two"));
+    let (some, rest) = two.split_at(20);
+    client.say(some).await;
+    // Until the server has it.
+    let so_far = "GET /held HTTP/1.1\r\nHost: localhost\r\n\r\n".len() + 20;
+    server.record.until(|seen| seen.received == so_far).await;
+    client.say(rest).await;
+    held.go.cancel();
+    assert_eq!(client.reply().await.object()["held"], true);
+    for expected in ["two", ""] {
+        assert_eq!(client.reply().await.object()["body"], expected);
+    }
+    let sent = so_far - 20 + two.len();
+    assert_eq!(server.record.seen().received, sent, "none is counted twice");
+}
+
+/// Answers before the body is there, and keeps the body.
+struct PutsAside(mpsc::Sender<Incoming>);
+
+#[async_trait]
+impl HttpRoute for PutsAside {
+    async fn handle(&self, request: Request<Incoming>, _peer: &HttpPeer) -> Answer {
+        self.0.send(request.into_body()).await.unwrap();
+        json(StatusCode::OK, "{}")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_body_is_never_taken_for_a_request() {
+    let (keep, mut kept) = mpsc::channel(4);
+    let server = Server::start(&json!({}), &[("/aside", Arc::new(PutsAside(keep)))]);
+    for is_dropped in [false, true] {
+        let mut client = server.connect().await;
+        let length = GET.len() + 1;
+        client
+            .say(&format!(
+                "POST /aside HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\nx"
+            ))
+            .await;
+        assert_eq!(client.reply().await.status, 200);
+        let body = kept.recv().await.filter(|_| !is_dropped);
+        // The server may have closed already.
+        let _ = client.0.write_all(GET.as_bytes()).await;
+        assert!(client.is_closed().await, "and no other answer");
+        drop(body);
+    }
+}

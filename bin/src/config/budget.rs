@@ -1,0 +1,593 @@
+//! `memory_budget`: the most memory that the limits of a configuration allow, part by part.
+//!
+//! The sum is of everything that clients can make the server keep, all at its worst at once. What limits count is
+//! taken from them; what things weigh beside that was measured on a 64-bit Linux with glibc and rounded up, and stands
+//! below. It is the growth of resident memory that is meant.
+
+use std::fmt;
+
+use chinwag_core::{
+    HubConfig,
+    config::{HistoryLimits, LimitsConfig, Rate, Size},
+};
+use chinwag_transports::Wire;
+
+use super::sockets::ListeningSocket;
+
+/// The program before anybody comes, with its metrics: 8 MiB measured.
+const PROGRAM: u128 = 16 << 20;
+/// A worker thread: its stack, the buffer it reads into, a compressor of 300 KiB, an arena of the allocator.
+const WORKER: u128 = 2 << 20;
+/// A session with its limits, its name and its place in the registry: 2 KiB measured.
+const SESSION: u128 = 3 << 10;
+/// A connection that rests, with its task and its deadlines: 2.5 KiB measured.
+const CONNECTION: u128 = 3 << 10;
+/// What HTTP has beside, while a request is read and answered: two buffers for heads of 16 KiB, one of 8 KiB, and the
+/// parser's state.
+const HTTP_TURN: u128 = 44 << 10;
+/// One stay in a room, in the session, the room and its lane: 0.7 KiB measured.
+const MEMBERSHIP: u128 = 1 << 10;
+/// An empty room: 2.9 KiB measured, with one member.
+const ROOM: u128 = 3 << 10;
+/// What an event in a history weighs beside the bytes that are counted, at most: 300 bytes for the smallest.
+const EVENT: u128 = 320;
+/// What a byte counted in a queue may weigh, where many small events are in it.
+const QUEUED: u128 = 3;
+/// What a byte counted in a room's inbox may weigh; likewise, and each event there is a command to the lane.
+const INBOX: u128 = 6;
+/// A queue is found full only by the batch that is too much, of at most so many bytes or one event.
+const BATCH: u128 = 64 << 10;
+/// Keys of a rate that is kept by key; see `chinwag_core`'s limits.
+const RATE_KEYS: u128 = 65_536;
+/// Each with its bucket.
+const RATE_KEY: u128 = 256;
+/// Sessions remembered after their end, and bans.
+const REMEMBERED: u128 = 10_000;
+/// Each of them.
+const TOMBSTONE: u128 = 320;
+/// What the password hashes that `chinwag passwd` makes are computed in.
+const HASH: u128 = 19 << 20;
+/// What the kernel may keep for one connection, which is nobody's resident memory: its buffers, doubled by its books.
+const KERNEL: Size = Size(448 << 10);
+/// Parts that advice is given about make up so much of the sum, in hundredths.
+const MOST: u128 = 80;
+
+/// The most memory that the limits allow.
+pub(crate) struct Worst {
+    parts: Vec<Part>,
+}
+
+/// One part of it.
+struct Part {
+    what: String,
+    /// Key names with their values, and how they are multiplied.
+    product: String,
+    /// Those of the keys that lower it.
+    keys: Vec<String>,
+    bytes: u128,
+}
+
+/// `name value`, or `name` alone where it speaks for itself.
+fn with(key: &str, value: impl fmt::Display) -> String {
+    format!("{key} {value}")
+}
+
+fn wide(number: usize) -> u128 {
+    number as u128
+}
+
+impl Worst {
+    /// `hash_threads`: of every password authenticator together.
+    pub(super) fn of(
+        hub: &HubConfig,
+        sockets: &[ListeningSocket<'_>],
+        hash_threads: usize,
+        workers: usize,
+    ) -> Self {
+        let limits = &hub.limits;
+        let polls = sockets.iter().any(|socket| socket.has("http-polling"));
+        let clients = Clients::of(limits, sockets, polls);
+        let mut worst = Self { parts: Vec::new() };
+        worst.add(
+            "the program",
+            format!("{} + workers {workers} x {}", Human(PROGRAM), Human(WORKER)),
+            &[],
+            PROGRAM.saturating_add(wide(workers).saturating_mul(WORKER)),
+        );
+        for socket in sockets {
+            worst.connections(socket, limits);
+        }
+        worst.add(
+            "sessions",
+            format!("{} x {}", clients.shown, Human(SESSION)),
+            &["limits.sessions"],
+            clients.count.saturating_mul(SESSION),
+        );
+        worst.queues(limits, &clients, polls);
+        if polls && !hub.sessions.remember_ended.is_zero() {
+            let (queue, shown) = queue("limits.poll_queue.bytes", limits.poll_queue.bytes, limits);
+            worst.add(
+                "ended sessions whose clients may still fetch",
+                format!("{REMEMBERED} x ({} + {shown})", Human(SESSION)),
+                &["limits.poll_queue", "sessions.remember_ended"],
+                REMEMBERED.saturating_mul(queue.saturating_add(SESSION)),
+            );
+        }
+        worst.rooms(hub, &clients);
+        worst.registries(limits);
+        if hash_threads > 0 {
+            worst.add(
+                "hashing of passwords",
+                format!("hash_threads {hash_threads} x {}", Human(HASH)),
+                &["hash_threads"],
+                wide(hash_threads).saturating_mul(HASH),
+            );
+        }
+        worst
+    }
+
+    pub(crate) fn bytes(&self) -> u128 {
+        let parts = self.parts.iter().map(|part| part.bytes);
+        parts.fold(0, u128::saturating_add)
+    }
+
+    fn add(&mut self, what: impl Into<String>, product: String, keys: &[&str], bytes: u128) {
+        self.parts.push(Part {
+            what: what.into(),
+            product,
+            keys: keys.iter().copied().map(String::from).collect(),
+            bytes,
+        });
+    }
+
+    fn connections(&mut self, socket: &ListeningSocket<'_>, limits: &LimitsConfig) {
+        let names: Vec<&str> = socket.transports.iter().map(|&(name, _)| name).collect();
+        let frame = with("limits.frame_bytes", limits.frame_bytes);
+        let frame_bytes = wide(limits.frame_bytes.0);
+        // A line or a message that grows is copied into a larger buffer; a body too.
+        let mut each = CONNECTION.saturating_add(frame_bytes.saturating_mul(2));
+        let mut shown = format!("{} + 2 x {frame}", Human(CONNECTION));
+        if socket.wire == Wire::Http {
+            each = each.saturating_add(HTTP_TURN);
+            shown = format!("{} + 2 x {frame}", Human(CONNECTION + HTTP_TURN));
+        }
+        let key = format!(
+            "transports.{}.max_connections",
+            names.first().unwrap_or(&"")
+        );
+        let mut keys = vec![key.as_str(), "limits.frame_bytes"];
+        if socket.has("http-polling") {
+            // An answer under way is a copy of what the queue still keeps.
+            let (largest, bytes) = if limits.poll_queue.bytes >= limits.server_frame_bytes {
+                ("limits.poll_queue.bytes", limits.poll_queue.bytes)
+            } else {
+                ("limits.server_frame_bytes", limits.server_frame_bytes)
+            };
+            each = each.saturating_add(wide(bytes.0));
+            shown = format!("{shown} + {}", with(largest, bytes));
+            keys.push("limits.poll_queue");
+        }
+        self.add(
+            format!("connections of {}", names.join(" and ")),
+            format!("{} x ({shown})", with(&key, socket.max_connections)),
+            &keys,
+            wide(socket.max_connections).saturating_mul(each),
+        );
+    }
+
+    fn queues(&mut self, limits: &LimitsConfig, clients: &Clients, polls: bool) {
+        let (key, bytes) = match (clients.pushed, polls) {
+            (true, true) if limits.poll_queue.bytes > limits.member_queue => {
+                ("limits.poll_queue.bytes", limits.poll_queue.bytes)
+            }
+            (false, true) => ("limits.poll_queue.bytes", limits.poll_queue.bytes),
+            _ => ("limits.member_queue", limits.member_queue),
+        };
+        let (each, shown) = queue(key, bytes, limits);
+        let lowers = key.strip_suffix(".bytes").unwrap_or(key);
+        self.add(
+            "queues of clients that do not read",
+            format!("{} x {shown}", clients.shown),
+            &[lowers, "limits.sessions"],
+            clients.count.saturating_mul(each),
+        );
+    }
+
+    fn rooms(&mut self, hub: &HubConfig, clients: &Clients) {
+        let limits = &hub.limits;
+        let rooms = with("limits.rooms", limits.rooms);
+        let count = wide(limits.rooms);
+        let tables = || std::iter::once(&hub.room).chain(hub.rooms.iter().map(|(_, _, room)| room));
+
+        let stays = clients.count.saturating_mul(wide(limits.rooms_per_session));
+        let members = tables().map(|room| room.members).max().unwrap_or(0);
+        let places = count.saturating_mul(wide(members));
+        let (bytes, shown, key) = if stays <= places {
+            let shown = with("limits.rooms_per_session", limits.rooms_per_session);
+            (
+                stays,
+                format!("{} x {shown}", clients.shown),
+                "limits.rooms_per_session",
+            )
+        } else {
+            (
+                places,
+                format!("{rooms} x {}", with("room.members", members)),
+                "room.members",
+            )
+        };
+        self.add(
+            "memberships",
+            format!("{shown} x {}", Human(MEMBERSHIP)),
+            &[key],
+            bytes.saturating_mul(MEMBERSHIP),
+        );
+        self.add(
+            "rooms",
+            format!("{rooms} x {}", Human(ROOM)),
+            &["limits.rooms"],
+            count.saturating_mul(ROOM),
+        );
+
+        // A table for one name is for one room; any other may be that of all the rest.
+        let (exact, patterns): (Vec<_>, Vec<_>) = hub
+            .rooms
+            .iter()
+            .partition(|(_, pattern, _)| pattern.is_exact());
+        let common = std::iter::once(("room".to_owned(), &hub.room))
+            .chain(
+                patterns
+                    .iter()
+                    .map(|(name, _, room)| (format!("rooms.{name}"), room)),
+            )
+            .max_by_key(|(_, room)| history(room.history));
+        let exact_bytes = exact
+            .iter()
+            .map(|(_, _, room)| history(room.history))
+            .fold(0, u128::saturating_add);
+        if let Some((table, room)) = common {
+            let rest = count.saturating_sub(wide(exact.len()));
+            let HistoryLimits { events, bytes, .. } = room.history;
+            let mut shown = format!(
+                "{rooms} x ({} + {} x {})",
+                with(&format!("{table}.history.bytes"), bytes),
+                with("events", events),
+                Human(EVENT)
+            );
+            if !exact.is_empty() {
+                shown += &format!(
+                    ", {} of them by tables of their own: {}",
+                    exact.len(),
+                    Human(exact_bytes)
+                );
+            }
+            let history_key = format!("{table}.history");
+            self.add(
+                "history of rooms",
+                shown,
+                &[&history_key, "limits.rooms"],
+                rest.saturating_mul(history(room.history))
+                    .saturating_add(exact_bytes),
+            );
+        }
+        self.inboxes(limits, clients, &rooms);
+    }
+
+    /// What was said and is not handed out yet: bounded by rooms, and where sends have a rate by what all may say at
+    /// once.
+    fn inboxes(&mut self, limits: &LimitsConfig, clients: &Clients, rooms: &str) {
+        let by_rooms = wide(limits.rooms)
+            .saturating_mul(wide(limits.room_inbox.0))
+            .saturating_mul(INBOX);
+        let mut part = (
+            by_rooms,
+            format!(
+                "{rooms} x {} x {INBOX}",
+                with("limits.room_inbox", limits.room_inbox)
+            ),
+            vec!["limits.room_inbox", "limits.rooms"],
+        );
+        if let Rate::Limited { burst, .. } = limits.sends {
+            let each = wide(limits.message_bytes.0).saturating_add(1 << 10);
+            let by_sends = clients
+                .count
+                .saturating_mul(u128::from(burst))
+                .saturating_mul(each);
+            if by_sends < by_rooms {
+                part = (
+                    by_sends,
+                    format!(
+                        "{} x {} x ({} + 1KiB)",
+                        clients.shown,
+                        with("limits.sends.burst", burst),
+                        with("limits.message_bytes", limits.message_bytes)
+                    ),
+                    vec!["limits.sends", "limits.message_bytes", "limits.sessions"],
+                );
+            }
+        }
+        let (bytes, shown, keys) = part;
+        self.add("inboxes of rooms", shown, &keys, bytes);
+    }
+
+    fn registries(&mut self, limits: &LimitsConfig) {
+        let rates = [
+            limits.sends_per_user,
+            limits.connects_per_ip,
+            limits.login_failures_per_ip,
+            limits.login_failures_per_name,
+            limits.room_creations,
+        ];
+        let kept = rates
+            .iter()
+            .filter(|rate| **rate != Rate::Unlimited)
+            .count();
+        self.add(
+            "rates by address and by name, bans, ended sessions",
+            format!(
+                "{kept} rates x {RATE_KEYS} x {} + 2 x {REMEMBERED} x {}",
+                Human(RATE_KEY),
+                Human(TOMBSTONE)
+            ),
+            &[],
+            wide(kept)
+                .saturating_mul(RATE_KEYS * RATE_KEY)
+                .saturating_add(2 * REMEMBERED * TOMBSTONE),
+        );
+    }
+
+    /// Why `budget` is not enough, with the sum and the keys to lower.
+    pub(super) fn refusal(&self, budget: Size) -> String {
+        let mut text = format!(
+            "the limits allow {}, which is over {budget}:\n{self}\n",
+            Human(self.bytes())
+        );
+        let mut largest: Vec<&Part> = self.parts.iter().collect();
+        largest.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+        let (mut keys, mut told): (Vec<&str>, u128) = (Vec::new(), 0);
+        for part in largest {
+            for key in &part.keys {
+                if !keys.contains(&key.as_str()) {
+                    keys.push(key);
+                }
+            }
+            told = told.saturating_add(part.bytes);
+            if told >= self.bytes() / 100 * MOST {
+                break;
+            }
+        }
+        text += &format!(
+            "  Nearly all of it follows from {}: lower these.\n",
+            keys.join(", ")
+        );
+        text += &format!(
+            "  Not counted: what the allocator loses, often a fifth; buffers of the kernel, up to {KERNEL} for each \
+             connection; replies that wait for one before them; plug-ins; password hashes that take more than {}.",
+            Human(HASH)
+        );
+        text
+    }
+}
+
+/// Who may be served at a time.
+struct Clients {
+    count: u128,
+    shown: String,
+    /// Whether any keep a connection open and are written to.
+    pushed: bool,
+}
+
+impl Clients {
+    /// Without polling a session is a connection too, of which there may be fewer.
+    fn of(limits: &LimitsConfig, sockets: &[ListeningSocket<'_>], polls: bool) -> Self {
+        let connections = sockets
+            .iter()
+            .map(|socket| wide(socket.max_connections))
+            .fold(0, u128::saturating_add);
+        let sessions = wide(limits.sessions);
+        let pushed = sockets
+            .iter()
+            .flat_map(|socket| &socket.transports)
+            .any(|&(_, kind)| kind != "http-polling");
+        if !polls && connections < sessions {
+            Self {
+                count: connections,
+                shown: format!("{connections} connections"),
+                pushed,
+            }
+        } else {
+            Self {
+                count: sessions,
+                shown: with("limits.sessions", limits.sessions),
+                pushed,
+            }
+        }
+    }
+}
+
+impl ListeningSocket<'_> {
+    fn has(&self, kind: &str) -> bool {
+        self.transports.iter().any(|&(_, own)| own == kind)
+    }
+}
+
+/// What one queue may weigh.
+fn queue(key: &str, bytes: Size, limits: &LimitsConfig) -> (u128, String) {
+    let over = BATCH.max(wide(limits.server_frame_bytes.0));
+    let each = wide(bytes.0).saturating_mul(QUEUED).saturating_add(over);
+    let shown = format!("({QUEUED} x {} + {})", with(key, bytes), Human(over));
+    (each, shown)
+}
+
+fn history(limits: HistoryLimits) -> u128 {
+    if limits.events == 0 {
+        return 0;
+    }
+    wide(limits.bytes.0).saturating_add(wide(limits.events).saturating_mul(EVENT))
+}
+
+/// The parts, one a line, and the sum.
+impl fmt::Display for Worst {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.parts {
+            let Part {
+                what,
+                product,
+                bytes,
+                ..
+            } = part;
+            writeln!(f, "  {:>8}  {what}: {product}", Human(*bytes).to_string())?;
+        }
+        write!(f, "  {:>8}  in all", Human(self.bytes()).to_string())
+    }
+}
+
+/// Bytes as people say them.
+pub(crate) struct Human(pub(crate) u128);
+
+impl fmt::Display for Human {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let (mut unit, mut scale) = (0, 1_u128);
+        while unit + 1 < UNITS.len() && self.0 / scale >= 1024 {
+            unit += 1;
+            scale <<= 10;
+        }
+        let whole = self.0 / scale;
+        if whole >= 1024 {
+            return f.write_str("too much to count");
+        }
+        // Rounded up: a sum that is over by little does not look as if it were not.
+        let tenths = (self.0 % scale * 10).div_ceil(scale);
+        let (whole, tenths) = (whole + tenths / 10, tenths % 10);
+        if tenths == 0 {
+            write!(f, "{whole}{}", UNITS[unit])
+        } else {
+            write!(f, "{whole}.{tenths}{}", UNITS[unit])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chinwag_core::config::{QueueLimits, Span};
+
+    use super::*;
+    use crate::config::{Listening, sockets};
+
+    fn worst(hub: &HubConfig, kinds: &[(&str, Wire)]) -> Worst {
+        let listeners: Vec<_> = (0..kinds.len())
+            .map(|port| toml::from_str(&format!("bind = \"127.0.0.1:{}\"", port + 1)).unwrap())
+            .collect();
+        let listening = kinds
+            .iter()
+            .zip(&listeners)
+            .map(|(&(kind, wire), listener)| Listening {
+                name: kind,
+                kind,
+                wire,
+                listener,
+            });
+        Worst::of(hub, &sockets(listening), 0, 1)
+    }
+
+    fn bytes(worst: &Worst, what: &str) -> u128 {
+        let part = worst.parts.iter().find(|part| part.what.starts_with(what));
+        part.map_or(0, |part| part.bytes)
+    }
+
+    #[test]
+    fn a_sum_that_no_number_holds_is_too_much_and_not_little() {
+        let most = Size(usize::MAX);
+        let mut hub = HubConfig::default();
+        hub.limits.rooms = usize::MAX;
+        hub.limits.sessions = usize::MAX;
+        hub.limits.rooms_per_session = usize::MAX;
+        hub.limits.room_inbox = most;
+        hub.limits.member_queue = most;
+        hub.limits.frame_bytes = most;
+        hub.limits.poll_queue = QueueLimits {
+            events: usize::MAX,
+            bytes: most,
+        };
+        hub.room.history = HistoryLimits {
+            events: usize::MAX,
+            bytes: most,
+            age: Span::secs(1),
+        };
+        hub.room.members = usize::MAX;
+        let worst = worst(&hub, &[("http-polling", Wire::Http)]);
+        assert_eq!(worst.bytes(), u128::MAX);
+        let refusal = worst.refusal(Size(1 << 30));
+        assert!(
+            refusal.starts_with("the limits allow too much to count, which is over 1GiB:\n"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn who_holds_a_connection_is_bounded_by_those_too() {
+        let mut hub = HubConfig::default();
+        hub.limits.sessions = 1_000_000;
+        let tcp = worst(&hub, &[("tcp", Wire::Stream)]);
+        assert_eq!(bytes(&tcp, "sessions"), 100_000 * SESSION);
+        assert_eq!(bytes(&tcp, "ended"), 0, "nobody comes back for anything");
+        let both = worst(&hub, &[("tcp", Wire::Stream), ("http-polling", Wire::Http)]);
+        assert_eq!(bytes(&both, "sessions"), 1_000_000 * SESSION);
+        assert!(bytes(&both, "ended") > 0);
+        hub.sessions.remember_ended = Span::secs(0);
+        assert_eq!(
+            bytes(&worst(&hub, &[("http-polling", Wire::Http)]), "ended"),
+            0
+        );
+    }
+
+    type Change = fn(&mut HubConfig);
+
+    #[test]
+    fn every_limit_that_is_raised_raises_the_sum() {
+        let kinds = [("tcp", Wire::Stream), ("http-polling", Wire::Http)];
+        let of = |change: Change| {
+            let mut hub = HubConfig::default();
+            // So low that none of them hides another.
+            hub.limits.rooms = 100;
+            hub.limits.rooms_per_session = 1;
+            hub.limits.sends = Rate::Unlimited;
+            hub.room.members = 1_000_000;
+            change(&mut hub);
+            worst(&hub, &kinds).bytes()
+        };
+        let before = of(|_| ());
+        let changes: [(&str, Change); 9] = [
+            ("sessions", |hub| hub.limits.sessions *= 2),
+            ("rooms", |hub| hub.limits.rooms *= 2),
+            ("rooms_per_session", |hub| hub.limits.rooms_per_session *= 2),
+            ("member_queue", |hub| hub.limits.member_queue.0 *= 2),
+            ("poll_queue", |hub| hub.limits.poll_queue.bytes.0 *= 2),
+            ("room_inbox", |hub| hub.limits.room_inbox.0 *= 2),
+            ("frame_bytes", |hub| hub.limits.frame_bytes.0 *= 2),
+            ("history.bytes", |hub| hub.room.history.bytes.0 *= 2),
+            ("history.events", |hub| hub.room.history.events *= 2),
+        ];
+        for (name, change) in changes {
+            assert!(of(change) > before, "{name}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_said_as_people_say_them() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1KiB"),
+            (1025, "1.1KiB"),
+            (1536, "1.5KiB"),
+            (1 << 30, "1GiB"),
+            (1 << 69, "512EiB"),
+            (1 << 70, "too much to count"),
+            (u128::MAX, "too much to count"),
+        ] {
+            assert_eq!(Human(bytes).to_string(), text);
+        }
+    }
+}
