@@ -14,6 +14,7 @@ use std::{
     env,
     fmt::{self, Display},
     io::{self, IsTerminal},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use chinwag_client::{
@@ -129,7 +130,13 @@ async fn talk(arguments: &Arguments) -> Result<(), Ending> {
     let signals = &mut signals;
     let entered = tokio::select! {
         entered = Box::pin(enter(arguments)) => entered?,
-        _ = signals.next() => return Ok(()),
+        // A Ctrl-C at the question is also an answer to it; whichever is heard first, it says the same.
+        signal = signals.next() => {
+            return match signal {
+                "SIGINT" if ASKING.load(Ordering::Relaxed) => Err(Ending::new(DENIED, NO_PASSWORD)),
+                _ => Ok(()),
+            };
+        }
     };
     let show = Show {
         colours: match arguments.color {
@@ -291,18 +298,24 @@ fn fitted(name: &str) -> String {
     }
 }
 
+/// Whether somebody is being asked for a password, of whom there is one at most.
+static ASKING: AtomicBool = AtomicBool::new(false);
+const NO_PASSWORD: &str = "denied: no password was given";
+
 /// Asks for a password at the terminal. The terminal is as it was before, whenever this is given up.
 async fn ask(user: &str) -> Result<SecretString, Ending> {
     let unread = |error: io::Error| match error.kind() {
         // Ctrl-C and Ctrl-D; only the first ends the line of the question.
-        io::ErrorKind::Interrupted => Ending::new(DENIED, "denied: no password was given"),
+        io::ErrorKind::Interrupted => Ending::new(DENIED, NO_PASSWORD),
         io::ErrorKind::UnexpectedEof => Ending::new(DENIED, "\ndenied: no password was given"),
         _ => Ending::other(format_args!("can't ask for a password: {error}"))
             .hint("CHINWAG_PASSWORD has it where there is no terminal."),
     };
     let _silence = Silence::keep().map_err(unread)?;
+    ASKING.store(true, Ordering::Relaxed);
     let question = format!("Password for {}: ", harmless::line(user));
     let asked = tokio::task::spawn_blocking(move || crate::terminal::ask(&question)).await;
+    ASKING.store(false, Ordering::Relaxed);
     asked
         .unwrap_or_else(|error| Err(io::Error::other(error)))
         .map_err(unread)

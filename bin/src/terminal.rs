@@ -5,13 +5,14 @@ use std::{
     io,
 };
 
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 use secrecy::SecretString;
 
 /// The controlling terminal, silent until this is dropped: it does not show what is typed.
 ///
 /// It is silenced before anything is asked and stays so between two questions. Someone (or some program) who types as
-/// soon as the question appears would otherwise be shown what they typed.
+/// soon as the question appears would otherwise be shown what they typed, or have their Ctrl-C end the program in
+/// place of the question.
 pub(crate) struct Silence {
     terminal: File,
     before: Termios,
@@ -26,7 +27,11 @@ impl Silence {
         let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
         let before = termios::tcgetattr(&terminal)?;
         let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        // Key by key and without signals, as whoever reads the answer has it.
+        let line_by_line = LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
+        silent.local_modes.remove(line_by_line);
+        silent.special_codes[SpecialCodeIndex::VMIN] = 1;
+        silent.special_codes[SpecialCodeIndex::VTIME] = 0;
         termios::tcsetattr(&terminal, OptionalActions::Now, &silent)?;
         Ok(Self { terminal, before })
     }
