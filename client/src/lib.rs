@@ -1,4 +1,4 @@
-//! A client of the [chinwag](https://docs.rs/chinwag) chat server, over TCP, WebSocket or HTTP polling.
+//! A client of the chinwag chat server, over TCP, WebSocket or HTTP polling.
 //!
 //! ```no_run
 //! use chinwag_client::{Client, Event, Login, Options};
