@@ -45,7 +45,7 @@ use crate::{
 /// The sub-protocol, which clients may offer and need not.
 const SUBPROTOCOL: &str = "chinwag.v1.json";
 /// What tungstenite reads at a time from what it is fed. Each connection keeps such a buffer.
-const READ_BUFFER: usize = 512;
+const READ_BUFFER: usize = 256;
 /// Its own words are short: pongs and closes.
 const WRITE_BUFFER: usize = 1024;
 /// What a fragment of one byte takes: a message that comes so is still a message.
@@ -230,7 +230,8 @@ impl Upgrade {
                 HeaderValue::from_static(SUBPROTOCOL),
             );
         }
-        let connection = Connection::new(socket, session, self.is_echo);
+        // Boxed, since a future keeps its arguments' room beside that of its variables.
+        let connection = Box::new(Connection::new(socket, session, self.is_echo));
         self.hub.lifecycle().spawn(serve(
             upgrade,
             connection,
@@ -273,7 +274,7 @@ fn not_an_upgrade(error: &tungstenite::Error) -> Answer {
 /// Runs a connection from its upgrade on. The 101 has `write_timeout` to get out.
 async fn serve(
     upgrade: OnUpgrade,
-    mut connection: Connection,
+    mut connection: Box<Connection>,
     permit: Permit,
     write_timeout: std::time::Duration,
 ) {
