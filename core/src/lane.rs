@@ -122,6 +122,10 @@ impl LaneInbox {
         }
     }
 
+    fn has_some(&self) -> bool {
+        !self.posted.lock().commands.is_empty()
+    }
+
     /// Resolves once everything posted before has been handed over.
     pub(crate) fn barrier(&self) -> oneshot::Receiver<()> {
         let (passed, wait) = oneshot::channel();
@@ -263,7 +267,7 @@ impl Lane {
             self.barriers.extend(posted.barriers);
             crowded = taken > 1 || (taken == 0 && !self.busy.is_empty());
             self.flush_due_presence();
-            self.turn();
+            self.turn(inbox);
             if !self.busy.is_empty() {
                 tokio::task::yield_now().await;
             }
@@ -293,7 +297,7 @@ impl Lane {
         }
     }
 
-    fn turn(&mut self) {
+    fn turn(&mut self, inbox: &LaneInbox) {
         if self.busy.is_empty() {
             return;
         }
@@ -328,7 +332,8 @@ impl Lane {
                 &mut self.doomed,
             );
             budget -= served.clamp(1, budget);
-            if began.elapsed() >= TURN_TIME {
+            // Where nobody waits, a yield would be a system call or two that help nobody.
+            if began.elapsed() >= TURN_TIME && (!self.busy.is_empty() || inbox.has_some()) {
                 budget = 0;
             }
             if room.walk.is_some() || !room.commands.is_empty() {
