@@ -338,9 +338,11 @@ impl HttpSocket {
 
     /// Takes back what was read of requests to come.
     pub(super) fn unread(&mut self, ahead: Bytes) {
-        debug_assert!(self.early.is_empty() || ahead.is_empty(), "all was read");
-        if !ahead.is_empty() {
+        if self.early.is_empty() {
             self.early = ahead;
+        } else if !ahead.is_empty() {
+            // Many small requests sent at once: they were read before what is still here.
+            self.early = [&ahead[..], &self.early[..]].concat().into();
         }
     }
 

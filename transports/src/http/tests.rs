@@ -1,6 +1,6 @@
 use serde_json::json;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::mpsc,
 };
@@ -85,19 +85,7 @@ impl Client {
 
     /// One answer, with a body as long as it says.
     pub(crate) async fn reply(&mut self) -> Reply {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(self.0.read_u8().await.unwrap());
-        }
-        let head = String::from_utf8(head).unwrap().to_lowercase();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let length = head.split_once("content-length: ").map_or(0, |(_, rest)| {
-            rest.split("\r\n").next().unwrap().parse().unwrap()
-        });
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).await.unwrap();
-        let body = String::from_utf8(body).unwrap();
-        Reply { status, head, body }
+        read_reply(&mut self.0).await
     }
 
     /// Whether the server has closed, and said nothing before.
@@ -112,15 +100,32 @@ impl Client {
     }
 }
 
-/// Answers with the client's address and the body, of which it takes 1000 bytes.
+async fn read_reply(connection: &mut (impl AsyncRead + Unpin)) -> Reply {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(connection.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head.split_once("content-length: ").map_or(0, |(_, rest)| {
+        rest.split("\r\n").next().unwrap().parse().unwrap()
+    });
+    let mut body = vec![0; length];
+    connection.read_exact(&mut body).await.unwrap();
+    let body = String::from_utf8(body).unwrap();
+    Reply { status, head, body }
+}
+
+/// Answers with the client's address and the query or the body, of which it takes 1000 bytes.
 struct Echo;
 
 #[async_trait]
 impl HttpRoute for Echo {
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
+        let query = request.uri().query().unwrap_or_default().to_owned();
         match read_body(request.into_body(), 1000, Duration::from_secs(5)).await {
             Ok(body) => {
-                let body = String::from_utf8_lossy(&body);
+                let body = query + &String::from_utf8_lossy(&body);
                 let answer =
                     json!({ "body": body, "from": peer.peer.address, "secure": peer.secure });
                 json(StatusCode::OK, answer.to_string())
@@ -180,6 +185,11 @@ fn post(body: &str) -> String {
     format!("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
+/// The same through the query, without a body.
+fn get_saying(text: &str) -> String {
+    format!("GET /echo?{text} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+}
+
 #[tokio::test]
 async fn requests_of_a_connection_are_answered_in_order() {
     let server = Server::start(&json!({}), &[]);
@@ -196,6 +206,27 @@ async fn requests_of_a_connection_are_answered_in_order() {
     }
     let sent = post("one").len() + post("two").len() + GET.len();
     assert_eq!(server.record.seen().received, sent);
+}
+
+#[tokio::test]
+async fn more_requests_than_a_buffer_holds_are_answered_in_order() {
+    for form in [post, get_saying] {
+        let server = Server::start(&json!({}), &[]);
+        let (mut reader, mut writer) = server.connect().await.0.into_split();
+        let requests: String = (0..1000).map(|number| form(&number.to_string())).collect();
+        let sent = requests.len();
+        let saying =
+            tokio::spawn(
+                async move { writer.write_all(requests.as_bytes()).await.map(|()| writer) },
+            );
+        for number in 0..1000 {
+            let reply = read_reply(&mut reader).await;
+            assert_eq!(reply.status, 200, "{number}: {reply:?}");
+            assert_eq!(reply.object()["body"], number.to_string());
+        }
+        drop(saying.await.unwrap().unwrap());
+        assert_eq!(server.record.seen().received, sent);
+    }
 }
 
 #[tokio::test]
@@ -638,6 +669,7 @@ async fn transports_share_a_bind_and_not_a_path() {
             HttpListener::new(
                 name(text),
                 Arc::clone(&config),
+                None,
                 Record::new(),
                 lifecycle.clone(),
             )
