@@ -27,6 +27,8 @@ const LEAST: usize = 1 << 10;
 const MOST: usize = 256 << 10;
 /// Bytes a second that a transport compresses, less than a tenth of one core; beyond, answers go out as they are.
 const RATE: u64 = 16 << 20;
+/// What an answer counts beside its bytes: a compressor is cleared for each, which takes as long as 2 KiB do.
+const EACH: u64 = 2 << 10;
 /// How far it may be ahead of that.
 const AHEAD_NANOS: u64 = 500_000_000;
 /// The window: most of what repeats in answers repeats within a few events.
@@ -65,7 +67,7 @@ impl Gzip {
     fn may_spend(&self, bytes: usize) -> bool {
         let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         // Exact: at most 256 KiB.
-        let cost = bytes as u64 * 1_000_000_000 / RATE;
+        let cost = (bytes as u64 + EACH) * 1_000_000_000 / RATE;
         self.paid
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |paid| {
                 let from = paid.max(now);
