@@ -158,10 +158,13 @@ pub struct LimitsConfig {
     pub polls: Rate,
     /// New connections from one address (IPv6: one /64); loopback is exempt unless a proxy named it.
     pub connects_per_ip: Rate,
-    /// Denied log-ins from one address.
+    /// Denied log-ins from one address (IPv6: one /64). Whoever uses them up waits `per / rate`, and twice as long
+    /// after each further denial.
     pub login_failures_per_ip: Rate,
-    /// Denied log-ins for one name.
+    /// Denied log-ins for one name; likewise.
     pub login_failures_per_name: Rate,
+    /// The longest of these waits; where it is not above `per / rate`, they don't grow.
+    pub login_delay_max: Span,
     /// Most names in one `users` page.
     pub page_names: usize,
     /// Not built yet: most events in one `history` page. Only the default, 256.
@@ -203,6 +206,7 @@ impl Default for LimitsConfig {
             connects_per_ip: Rate::of(200, second, 1000),
             login_failures_per_ip: Rate::of(1, second, 20),
             login_failures_per_name: Rate::of(1, Span::secs(10), 10),
+            login_delay_max: Span::secs(60),
             page_names: 1000,
             page_events: 256,
             room_creations: Rate::of(1, second, 64),

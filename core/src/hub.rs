@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,8 @@ use crate::{
     room::{Membership, RoomContext, RoomOptions},
     rooms::{OptionTable, RoomMetrics, RoomPattern, Rooms},
     scope::{Peer, Scope, ScopeConfig},
-    session::Session,
+    session::{Session, UNATTENDED},
+    throttle::Failures,
     validate::{self, BUILTIN_VALIDATORS, HTML_ESCAPE},
 };
 
@@ -134,8 +135,10 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) sends_per_user: KeyedBuckets<Arc<str>>,
-    pub(crate) failures_per_ip: KeyedBuckets<std::net::IpAddr>,
-    pub(crate) failures_per_name: KeyedBuckets<Arc<str>>,
+    pub(crate) failures_per_ip: Arc<Failures<std::net::IpAddr>>,
+    pub(crate) failures_per_name: Arc<Failures<Arc<str>>>,
+    /// Places for log-ins that are judged though their client has gone.
+    pub(crate) unattended: Arc<Semaphore>,
     pub(crate) creations_per_ip: KeyedBuckets<std::net::IpAddr>,
     connects_per_ip: KeyedBuckets<std::net::IpAddr>,
     lanes: Vec<Arc<LaneInbox>>,
@@ -364,8 +367,12 @@ impl Hub {
             log: Arc::clone(&config.log),
             wall: Arc::clone(&config.wall),
             sends_per_user: KeyedBuckets::new(limits.sends_per_user),
-            failures_per_ip: KeyedBuckets::new(limits.login_failures_per_ip),
-            failures_per_name: KeyedBuckets::new(limits.login_failures_per_name),
+            failures_per_ip: Failures::new(limits.login_failures_per_ip, limits.login_delay_max.0),
+            failures_per_name: Failures::new(
+                limits.login_failures_per_name,
+                limits.login_delay_max.0,
+            ),
+            unattended: Arc::new(Semaphore::new(UNATTENDED)),
             creations_per_ip: KeyedBuckets::new(limits.room_creations),
             connects_per_ip: KeyedBuckets::new(limits.connects_per_ip),
             lanes,
@@ -447,12 +454,14 @@ impl Hub {
         PullSession::open(scope, peer, body, header).await
     }
 
-    /// The polling session with that id, for a request that came over `scope`.
+    /// The polling session with that id, for a request of `peer` that came over `scope`.
+    ///
+    /// A session that was opened with a certificate is there for whoever shows it again, and for nobody else.
     ///
     /// # Errors
     /// `not_logged_in` for an unknown id, `session_expired` for one that ended and has given everything, and
     /// `already_logged_in` for one that is attached to a push connection.
-    pub fn find(&self, scope: &Arc<Scope>, id: &str) -> Result<PullSession, Refusal> {
+    pub fn find(&self, scope: &Arc<Scope>, peer: &Peer, id: &str) -> Result<PullSession, Refusal> {
         let unknown = || {
             Refusal::new(
                 ErrorCode::NotLoggedIn,
@@ -460,12 +469,12 @@ impl Hub {
             )
         };
         let id = SessionId::parse(id).ok_or_else(unknown)?;
+        let is_its =
+            |session: &Session| Arc::ptr_eq(&session.scope, scope) && peer.may_be(&session.peer);
         match self.0.registry.find(id) {
             Found::Unknown => Err(unknown()),
             Found::Ended(ended) => match ended.rest {
-                Some(session) if Arc::ptr_eq(&session.scope, scope) => {
-                    Ok(PullSession::new(session))
-                }
+                Some(session) if is_its(&session) => Ok(PullSession::new(session)),
                 _ => Err(expired(ended.end)),
             },
             Found::Live(session) => match session.outlet {
@@ -473,7 +482,7 @@ impl Hub {
                     let message = "The session is attached to another connection.";
                     Err(Refusal::new(ErrorCode::AlreadyLoggedIn, message))
                 }
-                crate::adapter::Outlet::Pull(_) if Arc::ptr_eq(&session.scope, scope) => {
+                crate::adapter::Outlet::Pull(_) if is_its(&session) => {
                     Ok(PullSession::new(session))
                 }
                 crate::adapter::Outlet::Pull(_) => Err(unknown()),

@@ -745,7 +745,7 @@ mod tests {
             Arc::default(),
         ));
         let mut lane = Lane::new(LaneContext {
-            telemetry: Telemetry::new(&NoopRecorder, &[], &[], &[]),
+            telemetry: Telemetry::new(&NoopRecorder, &[], &[], &[], &[]),
             wall: Arc::new(SystemWallClock),
             frame_bytes: 1 << 16,
             delivery_is_activity: false,

@@ -9,7 +9,9 @@ pub mod plugin;
 pub mod reaper;
 
 mod adapter;
+mod chain;
 mod close;
+mod control;
 mod error;
 mod hub;
 mod lane;
@@ -31,9 +33,11 @@ mod scope;
 mod session;
 mod standing;
 mod telemetry;
+mod throttle;
 mod validate;
 
 pub use adapter::TryWrite;
+pub use chain::{ChainLink, Judgement, Mishap, Shadow, Witness, ask_chain};
 pub use close::{CloseReason, LeaveReason};
 pub use error::{End, ErrorCode, Refusal};
 pub use hub::{ConfigFault, Hub, HubConfig};
@@ -46,8 +50,9 @@ pub use push::PushSession;
 pub use revocation::{Granted, Revocations};
 pub use room::{Proposal, Room};
 pub use rooms::RoomPattern;
-pub use scope::{ChainLink, Peer, Scope, ScopeConfig};
+pub use scope::{Peer, Scope, ScopeConfig, TlsLink};
 pub use telemetry::{
-    RefusedReason, Telemetry, TlsExpiry, TlsFailure, TlsMetrics, TransportMetrics,
+    CallOutcome, CalloutMetrics, NoticeMetrics, NoticeOutcome, RefusedReason, Telemetry, TlsExpiry,
+    TlsFailure, TlsMetrics, TransportMetrics,
 };
 pub use validate::BUILTIN_VALIDATORS;

@@ -11,7 +11,7 @@ use std::{
 use governor::{
     Quota, RateLimiter,
     clock::Clock as _,
-    middleware::{NoOpMiddleware, StateInformationMiddleware},
+    middleware::NoOpMiddleware,
     nanos::Nanos,
     state::{InMemoryState, NotKeyed},
 };
@@ -35,10 +35,12 @@ pub(crate) struct Bucket(
 
 impl Bucket {
     pub(crate) fn new(rate: Rate) -> Self {
-        Self(
-            quota(rate)
-                .map(|quota| RateLimiter::direct_with_clock(quota, GovernorClock::default())),
-        )
+        quota(rate).map_or(Self(None), Self::of)
+    }
+
+    fn of(quota: Quota) -> Self {
+        let limiter = RateLimiter::direct_with_clock(quota, GovernorClock::default());
+        Self(Some(limiter))
     }
 
     /// Takes a token, or says how long until there is one.
@@ -80,36 +82,21 @@ struct Table<K> {
 
 #[derive(Debug)]
 struct Entry {
-    limiter: RateLimiter<NotKeyed, InMemoryState, GovernorClock, StateInformationMiddleware>,
+    bucket: Bucket,
     used: Instant,
-    /// Until then there is no token.
-    dry_until: Option<Instant>,
 }
 
 impl Entry {
     fn new(quota: Quota, now: Instant) -> Self {
-        let limiter = RateLimiter::direct_with_clock(quota, GovernorClock::default());
         Self {
-            limiter: limiter.with_middleware(),
+            bucket: Bucket::of(quota),
             used: now,
-            dry_until: None,
         }
     }
 
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
         self.used = now;
-        match self.limiter.check() {
-            Ok(state) => {
-                let is_last = state.remaining_burst_capacity() == 0;
-                self.dry_until = is_last.then(|| now + state.quota().replenish_interval());
-                Ok(())
-            }
-            Err(not_until) => {
-                let wait = not_until.wait_time_from(self.limiter.clock().now());
-                self.dry_until = Some(now + wait);
-                Err(wait)
-            }
-        }
+        self.bucket.take()
     }
 }
 
@@ -154,19 +141,6 @@ impl<K: Hash + Eq> KeyedBuckets<K> {
             hash_map::Entry::Vacant(entry) => entry.insert(Entry::new(*quota, now)),
         };
         entry.take(now)
-    }
-
-    /// How long `key` has no token. Takes nothing.
-    pub(crate) fn dry(&self, key: &K) -> Option<Duration> {
-        let (_, table) = self.limited.as_ref()?;
-        let table = table.lock();
-        let entry = match table.buckets.get(key) {
-            Some(entry) => entry,
-            None if table.buckets.len() >= MAX_KEYS => &table.shared,
-            None => return None,
-        };
-        let wait = entry.dry_until?.saturating_duration_since(clock::now());
-        (!wait.is_zero()).then_some(wait)
     }
 }
 
@@ -231,20 +205,6 @@ mod tests {
             1,
             "whole buckets are forgotten"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn dryness_is_seen_without_taking() {
-        let buckets = KeyedBuckets::new(RATE);
-        assert_eq!(buckets.dry(&'a'), None);
-        for _ in 0..3 {
-            assert_eq!(buckets.dry(&'a'), None);
-            buckets.take('a').unwrap();
-        }
-        let wait = buckets.dry(&'a').unwrap();
-        assert_eq!(buckets.dry(&'b'), None);
-        advance(wait).await;
-        assert_eq!(buckets.dry(&'a'), None);
     }
 
     #[test]

@@ -32,12 +32,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     CloseReason, ErrorCode, LeaveReason, Lifecycle, Refusal, RoomPattern, Telemetry,
     clock::{self, AtomicInstant, Instant, Origin},
-    message::{Frame, Kind, Say},
+    control::{ControlDesk, Order},
+    message::{Frame, Kind, Say, check_structure, compact},
     plugin::BuildError,
     reaper::{Expire, Watching},
     room::Membership,
     session::Session,
-    telemetry::{Hook, HookOutcome},
+    telemetry::{Hook, HookOutcome, Meter},
 };
 
 /// Tasks that one session, with all its stays, may have under way.
@@ -70,12 +71,18 @@ pub struct SessionManagerContext {
     pub base: PathBuf,
     /// The table's `timeout`: a `create` or `joined` that takes longer is given up.
     pub timeout: Duration,
-    /// For tasks of its own.
+    /// For tasks of its own. Sessions end after its drain has begun: who has to tell somebody of that goes on until
+    /// the last of them has.
     pub lifecycle: Lifecycle,
+    /// Where somebody outside may steer sessions, if the server takes orders from there.
+    pub control: Option<ControlDesk>,
+    /// For series of its own.
+    pub meter: Meter,
 }
 
 impl SessionManagerContext {
-    /// A context for the table `name` with a timeout of five seconds; change its fields as needed.
+    /// A context for the table `name` with a timeout of five seconds, without orders from outside; change its fields
+    /// as needed.
     #[must_use]
     pub fn new(name: impl Into<String>, base: impl Into<PathBuf>, lifecycle: Lifecycle) -> Self {
         Self {
@@ -83,6 +90,8 @@ impl SessionManagerContext {
             base: base.into(),
             timeout: Duration::from_secs(5),
             lifecycle,
+            control: None,
+            meter: Meter::default(),
         }
     }
 }
@@ -122,6 +131,15 @@ pub trait SessionManager: Send + Sync + 'static {
     /// A session that was let begin is over. Must not block.
     fn ended(&self, facts: &AuthFacts, context: &Context, cause: EndCause);
 
+    /// Reaches for what it needs, once the server has started. What becomes of a failure is for its table's
+    /// `on_unreachable` to say. Cancelled after the table's `timeout`.
+    ///
+    /// # Errors
+    /// It can't do its work now, and why, for the operator.
+    async fn reach(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Whether it could do its work now. Shown in `/readyz`'s answer and a metric; log-ins are tried all the same.
     fn is_ready(&self) -> bool {
         true
@@ -147,6 +165,23 @@ pub struct AuthFacts {
     /// The [`key`](Self::key) of a session that the same user still has, if that has a manager too. What becomes of it
     /// is for `duplicate_login` to say.
     pub existing: Option<Arc<str>>,
+}
+
+impl AuthFacts {
+    /// The facts of a session of `user`, who has no roles, over a transport and by an authenticator without a name;
+    /// change the fields as needed.
+    #[must_use]
+    pub fn new(key: impl Into<Arc<str>>, user: impl Into<Arc<str>>, address: IpAddr) -> Self {
+        Self {
+            key: key.into(),
+            user: user.into(),
+            roles: Vec::new(),
+            authenticator: "".into(),
+            transport: "".into(),
+            address,
+            existing: None,
+        }
+    }
 }
 
 /// Why a manager lets a session, or a stay, not begin.
@@ -221,6 +256,10 @@ impl Context {
     }
 }
 
+/// What a manager outside of this process attaches, as JSON. A stay's has what its session's has and, over it, its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SessionData(pub serde_json::Map<String, serde_json::Value>);
+
 /// What a managed session may do. The default lets everything through.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -233,6 +272,9 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The commands that can be filtered.
+    pub const COMMANDS: [&'static str; 5] = ["join", "send", "signal", "users", "history"];
+
     /// A command is let through.
     pub(crate) fn allows(&self, kind: Kind, room: Option<&str>) -> bool {
         if matches!(kind, Kind::Login | Kind::Leave | Kind::Ping | Kind::Logout) {
@@ -248,8 +290,8 @@ impl Filter {
     }
 }
 
-/// A manager's hold on a session. Once the session is over, it does nothing.
-#[derive(Clone)]
+/// A manager's hold on a session. Once the session is over, it does nothing. The default is one on a session that is.
+#[derive(Clone, Default)]
 pub struct SessionControl {
     session: Weak<Session>,
     managed: Weak<Managed>,
@@ -268,6 +310,9 @@ pub enum ControlError {
     /// The object would be over `server_frame_bytes`.
     #[error("the object is larger than clients expect")]
     TooLarge,
+    /// The object has more than 32 levels, half a surrogate pair, or a number beyond a double.
+    #[error("the object is nothing that clients could read")]
+    Unfit,
     /// The session is in no such room.
     #[error("the session is not in that room")]
     NotJoined,
@@ -315,12 +360,15 @@ impl SessionControl {
     /// object.
     ///
     /// # Errors
-    /// The session is over, or `data` too large.
+    /// The session is over, `data` too large, or nothing that a client could read.
     pub fn send(&self, data: &RawValue) -> Result<(), ControlError> {
         let (session, managed) = self.live()?;
+        // What somebody else wrote is never passed on as bytes: they may hold line breaks, which end an object.
+        check_structure(data.get().as_bytes()).map_err(|_| ControlError::Unfit)?;
+        let data = compact(data).map_err(|_| ControlError::Unfit)?;
         let say = Say::System {
             at: session.scope.hub.wall.unix_millis(),
-            data,
+            data: &data,
         };
         let frame = Frame::encode(&say);
         if frame.len() > session.scope.hub.config.limits.server_frame_bytes.0 {
@@ -364,6 +412,29 @@ impl SessionControl {
         let membership = session.membership(room).ok_or(ControlError::NotJoined)?;
         session.evict(&membership, LeaveReason::Kicked);
         Ok(())
+    }
+
+    /// Does what somebody outside says. Counted.
+    ///
+    /// # Errors
+    /// Those of the one of the other functions that the order stands for.
+    pub fn obey(&self, order: Order) -> Result<(), ControlError> {
+        let (session, managed) = self.live()?;
+        let name = order.name();
+        let done = match order {
+            Order::Filter(filter) => self.set_filter(filter),
+            Order::Timeout(timeout) => self.set_timeout(timeout),
+            Order::Send(data) => self.send(&data),
+            Order::Kick(room) => self.kick(&room),
+            Order::End => {
+                session.end(CloseReason::Kicked);
+                Ok(())
+            }
+        };
+        managed
+            .telemetry
+            .obeyed(&managed.link.name, name, done.is_ok());
+        done
     }
 
     /// Ends the session with `kicked`.

@@ -271,7 +271,7 @@ pub(crate) fn field<'a, T: Deserialize<'a>>(
 }
 
 /// What JSON's grammar allows and this protocol does not. `json` is valid JSON.
-fn check_structure(json: &[u8]) -> Result<(), &'static str> {
+pub(crate) fn check_structure(json: &[u8]) -> Result<(), &'static str> {
     let mut depth = 0_usize;
     let mut at = 0;
     while let Some(&byte) = json.get(at) {

@@ -87,6 +87,14 @@ impl NamesConfig {
         })
     }
 
+    /// The name under which a principal is shown.
+    ///
+    /// # Errors
+    /// `name_invalid`, with the rule that the name breaks.
+    pub fn shown(&self, name: &PrincipalName) -> Result<Arc<str>, Refusal> {
+        self.canonical(name).map(|name| name.shown)
+    }
+
     /// The key under which a shown name is unique: without regard to case and, in Unicode, to looks.
     pub(crate) fn key(&self, shown: &str) -> Arc<str> {
         match self.charset {

@@ -4,6 +4,7 @@
 //! the table is the type. Transports have the same pair of traits in `chinwag-transports`, since they touch sockets.
 
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -20,9 +21,13 @@ use crate::{
     config::{Rate, Size},
 };
 
-pub use crate::manager::{
-    AuthFacts, Context, ControlError, EndCause, Filter, ManagerLink, Refused, SessionControl,
-    SessionManager, SessionManagerConfig, SessionManagerContext, Stay,
+pub use crate::{
+    control::{ControlDesk, NoPass, Order, Pass},
+    manager::{
+        AuthFacts, Context, ControlError, EndCause, Filter, ManagerLink, Refused, SessionControl,
+        SessionData, SessionManager, SessionManagerConfig, SessionManagerContext, Stay,
+    },
+    telemetry::Meter,
 };
 
 /// A kind of authenticator, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
@@ -56,6 +61,8 @@ pub struct AuthenticatorContext {
     pub lifecycle: Lifecycle,
     /// To end sessions whose principal is no longer good.
     pub revocations: Revocations,
+    /// For series of its own.
+    pub meter: Meter,
 }
 
 impl AuthenticatorContext {
@@ -71,6 +78,7 @@ impl AuthenticatorContext {
             timeout: Duration::from_secs(5),
             lifecycle,
             revocations: Revocations::default(),
+            meter: Meter::default(),
         }
     }
 }
@@ -111,8 +119,20 @@ pub trait Authenticator: Send + Sync + 'static {
     /// [`Verdict::Unavailable`].
     ///
     /// A denial is the peer's fault and counts against it; [`Verdict::Unavailable`] is ours and never does. Takes the
-    /// same time for an unknown user as for a wrong password.
+    /// same time for an unknown user as for a wrong password. A log-in whose client has gone is judged to its end, so
+    /// that guessing and hanging up is not free.
     async fn authenticate(&self, request: &AuthRequest) -> Verdict;
+
+    /// Does what [`authenticate`](Self::authenticate) does for a user that it does not know, for the cost alone. Called
+    /// when an authenticator before it in the chain has denied a password: by its time such an answer must not differ
+    /// from that to an unknown user, whom all are asked about. Cancelled like `authenticate`. Default: nothing.
+    async fn pretend(&self, _request: &AuthRequest) {}
+
+    /// The headers of HTTP requests that it wants to see in [`AuthRequest::headers`], in any case. Asked once. Default:
+    /// none.
+    fn headers(&self) -> &[String] {
+        &[]
+    }
 }
 
 /// One log-in, as an authenticator sees it.
@@ -125,8 +145,9 @@ pub struct AuthRequest {
     pub transport: Arc<str>,
     /// The client's address, as the transport's `client_address` names it.
     pub address: IpAddr,
-    /// The headers of the HTTP request that the log-in came with, each name once and in lower case. Those that carry
-    /// credentials, such as `authorization` and `cookie`, are left out; other transports have none.
+    /// Headers of the HTTP request that the log-in came with, each name once and in lower case: those that some
+    /// authenticator of the transport asks for with [`Authenticator::headers`]. Those that carry credentials, such as
+    /// `authorization` and `cookie`, are never among them; other transports have none.
     pub headers: Vec<(String, String)>,
     /// The connection's TLS, where it has one of its own.
     pub tls: Option<Arc<TlsFacts>>,
@@ -259,8 +280,10 @@ pub enum Verdict {
     Allow(Principal),
     /// The peer is not who it says; later authenticators are not asked.
     Deny {
-        /// For the log, never for the peer.
-        reason: &'static str,
+        /// Why, as metrics count it.
+        denial: Denial,
+        /// For the log, never for the peer: its first 256 characters on one line. Repeats no credential.
+        reason: Cow<'static, str>,
         /// What the peer may read in place of the one text for every failed log-in.
         public: Option<String>,
     },
@@ -274,12 +297,97 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// A denial that tells the peer nothing beyond the one text.
+    /// A denial for [`Denial::Other`] that tells the peer nothing beyond the one text; `reason` is for the log.
     #[must_use]
-    pub const fn deny(reason: &'static str) -> Self {
+    pub fn deny(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::deny_for(Denial::Other, reason)
+    }
+
+    /// The same for another `denial`.
+    #[must_use]
+    pub fn deny_for(denial: Denial, reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Deny {
-            reason,
+            denial,
+            reason: reason.into(),
             public: None,
+        }
+    }
+}
+
+/// Why somebody is denied, as metrics count it: a closed set, whatever the reason in the log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Denial {
+    /// The password or the token is wrong.
+    WrongSecret,
+    /// No such user or credential, where whoever says so knows them all.
+    Unknown,
+    /// The credential is past its end.
+    Expired,
+    /// It is before its beginning.
+    NotYetValid,
+    /// It was taken back.
+    Revoked,
+    /// It is not signed, or not by a key or an algorithm that is trusted.
+    Signature,
+    /// It is for another server or purpose.
+    Audience,
+    /// It can't be read, or breaks a rule of its own.
+    Malformed,
+    /// It names nobody.
+    NoName,
+    /// It names more than one.
+    ManyNames,
+    /// What it names can be nobody's name here.
+    BadName,
+    /// What it names looks like another name.
+    LookAlike,
+    /// It is of another user than the one that the client gives.
+    OtherUser,
+    /// The user exists and may not log in.
+    Suspended,
+    /// Anything else.
+    Other,
+}
+
+impl Denial {
+    pub(crate) const ALL: [Self; 15] = [
+        Self::WrongSecret,
+        Self::Unknown,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::Revoked,
+        Self::Signature,
+        Self::Audience,
+        Self::Malformed,
+        Self::NoName,
+        Self::ManyNames,
+        Self::BadName,
+        Self::LookAlike,
+        Self::OtherUser,
+        Self::Suspended,
+        Self::Other,
+    ];
+
+    /// The word for it in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::WrongSecret => "wrong_secret",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Revoked => "revoked",
+            Self::Signature => "signature",
+            Self::Audience => "audience",
+            Self::Malformed => "malformed",
+            Self::NoName => "no_name",
+            Self::ManyNames => "many_names",
+            Self::BadName => "bad_name",
+            Self::LookAlike => "look_alike",
+            Self::OtherUser => "other_user",
+            Self::Suspended => "suspended",
+            Self::Other => "other",
         }
     }
 }
@@ -372,6 +480,21 @@ impl Principal {
         }
     }
 
+    /// Whether `other` is the same user with the same rights, whatever it presented and whenever that ends.
+    pub(crate) fn may_as_much_as(&self, other: &Self) -> bool {
+        fn are_same<T: PartialEq>(some: &[T], others: &[T]) -> bool {
+            some.iter().all(|it| others.contains(it)) && others.iter().all(|it| some.contains(it))
+        }
+        let are_rooms_same = match (&self.rooms, &other.rooms) {
+            (Some(some), Some(others)) => are_same(some, others),
+            (some, others) => some.is_none() && others.is_none(),
+        };
+        self.name == other.name
+            && self.limits == other.limits
+            && are_same(&self.roles, &other.roles)
+            && are_rooms_same
+    }
+
     /// The same principal with these roles.
     #[must_use]
     pub fn with_roles(mut self, roles: Vec<String>) -> Self {
@@ -385,11 +508,35 @@ pub trait ValidatorConfig: DeserializeOwned + Send + 'static {
     /// The table's `kind`.
     const KIND: &'static str;
 
-    /// Makes the validator.
+    /// Makes the validator: reads its files, checks what its table says.
     ///
     /// # Errors
-    /// One sentence for the operator. Nothing starts then.
-    fn build(self) -> Result<Arc<dyn Validator>, BuildError>;
+    /// One sentence for the operator, with the key at fault and a way out. Nothing starts then.
+    fn build(self, cx: ValidatorContext) -> Result<Arc<dyn Validator>, BuildError>;
+}
+
+/// What a validator is told about the server that it is built for.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ValidatorContext {
+    /// The name of its table.
+    pub name: String,
+    /// The folder that relative paths start from: that of the configuration file.
+    pub base: PathBuf,
+    /// For tasks of its own, such as watching a file.
+    pub lifecycle: Lifecycle,
+}
+
+impl ValidatorContext {
+    /// A context for the table `name`; change its fields as needed.
+    #[must_use]
+    pub fn new(name: impl Into<String>, base: impl Into<PathBuf>, lifecycle: Lifecycle) -> Self {
+        Self {
+            name: name.into(),
+            base: base.into(),
+            lifecycle,
+        }
+    }
 }
 
 /// Judges, and may change, a message before it is ordered.

@@ -66,7 +66,9 @@ impl RoomPattern {
             && self.0.get(..self.prefix_len()) == other.0.get(..other.prefix_len())
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    /// The pattern as it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 

@@ -1,5 +1,6 @@
 //! Whole sessions without a socket: time is paused, and what a client reads is a pipe that can be stopped.
 
+mod logins;
 mod managers;
 
 use std::{
@@ -195,7 +196,7 @@ impl Stage {
         config.server.default_room = Some("lobby".into());
         config.server.workers = 2;
         adjust(&mut config);
-        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"], &["backend"]);
+        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"], &[], &["backend"]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).expect("a sound configuration");
         let scope = Self::scope_of(&hub, Everybody);
         Self { hub, scope }
@@ -209,6 +210,7 @@ impl Stage {
             timeout: Duration::from_secs(5),
             revocations: Revocations::default(),
             manager: None,
+            shadow: None,
         };
         hub.scope(ScopeConfig {
             name: "pipe".into(),
@@ -220,10 +222,7 @@ impl Stage {
     }
 
     fn peer() -> Peer {
-        Peer {
-            address: [192, 0, 2, 7].into(),
-            exempt: false,
-        }
+        Peer::new([192, 0, 2, 7].into(), false)
     }
 
     fn connect(&self) -> Client {
@@ -891,6 +890,7 @@ async fn what_an_authenticator_takes_back_ends_sessions_and_log_ins_under_way() 
             timeout: Duration::from_secs(5),
             revocations: revocations.clone(),
             manager: None,
+            shadow: None,
         }],
         timeout: TIMEOUT,
         login_timeout: Duration::from_secs(10),
@@ -1398,50 +1398,6 @@ async fn a_publisher_that_polls_waits_while_its_room_is_behind() {
     let at_once = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx).is_ready())).await;
     assert!(!at_once, "the lane has to walk it first");
     assert_eq!(send.await["type"], "sent");
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_hangs_up_before_the_verdict_pays_as_for_a_denial() {
-    let stage = Stage::new(|config| {
-        config.limits.login_failures_per_ip = Rate::Limited {
-            rate: 1,
-            per: Duration::from_secs(60),
-            burst: 2,
-        };
-    });
-    let wrong = br#"{"user":"alice","password":"wrong"}"#;
-    for _ in 0..2 {
-        let mut login = std::pin::pin!(stage.hub.open(&stage.scope, Stage::peer(), wrong, None));
-        // The verdict is there at once; a slow one would be cut off here.
-        let _ = poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await;
-    }
-    let refused = stage
-        .hub
-        .open(&stage.scope, Stage::peer(), wrong, None)
-        .await;
-    assert_eq!(refused.unwrap_err().code, crate::ErrorCode::RateLimited);
-
-    struct Never;
-    #[async_trait]
-    impl Authenticator for Never {
-        async fn authenticate(&self, _: &AuthRequest) -> Verdict {
-            std::future::pending().await
-        }
-    }
-    let stage = Stage::new(|config| {
-        config.limits.login_failures_per_ip = Rate::Limited {
-            rate: 1,
-            per: Duration::from_secs(60),
-            burst: 2,
-        };
-    });
-    let scope = Stage::scope_of(&stage.hub, Never);
-    for _ in 0..2 {
-        let mut login = std::pin::pin!(stage.hub.open(&scope, Stage::peer(), wrong, None));
-        assert!(!poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await);
-    }
-    let refused = stage.hub.open(&scope, Stage::peer(), wrong, None).await;
-    assert_eq!(refused.unwrap_err().code, crate::ErrorCode::RateLimited);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,10 @@
 //! queue, the limits, its place with the reaper. Ending is one step that can come from any side, happens once, and
 //! frees all of it. A session touches no socket; the wall clock only stamps what it proposes.
 
+mod judging;
 pub(crate) mod login;
+
+pub(crate) use judging::UNATTENDED;
 
 use std::{
     borrow::Cow,
@@ -85,6 +88,8 @@ struct State {
     failed_logins: u32,
     /// Whether the name is the client's own choice: a ban is then by address.
     is_anonymous: bool,
+    /// Of the client's HTTP request, until it has logged in.
+    headers: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +146,13 @@ impl Ending {
 
 impl Session {
     /// `opened`: when the connection was accepted, from which its log-in has so long.
-    pub(crate) fn new(scope: Arc<Scope>, peer: Peer, outlet: Outlet, opened: Instant) -> Arc<Self> {
+    pub(crate) fn new(
+        scope: Arc<Scope>,
+        mut peer: Peer,
+        outlet: Outlet,
+        opened: Instant,
+    ) -> Arc<Self> {
+        let headers = std::mem::take(&mut peer.headers);
         let now = clock::now();
         let limits = &scope.hub.config.limits;
         let polls = match &outlet {
@@ -175,6 +186,7 @@ impl Session {
                 muted_until: None,
                 failed_logins: 0,
                 is_anonymous: false,
+                headers,
             }),
             scope,
         })

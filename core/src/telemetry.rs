@@ -8,20 +8,26 @@
     reason = "the one place where metrics are named"
 )]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
 };
 
-use crate::{CloseReason, ErrorCode};
+use crate::{
+    CloseReason, ErrorCode,
+    control::Order,
+    plugin::{Denial, Verdict},
+};
 
 /// The handles of one server.
 #[derive(Debug)]
 pub struct Telemetry {
     transports: BTreeMap<Box<str>, Arc<TransportMetrics>>,
     authenticators: BTreeMap<Box<str>, AuthenticatorMetrics>,
+    /// By the name of who is shadowed.
+    shadows: BTreeMap<Box<str>, ShadowMetrics>,
     managers: BTreeMap<Box<str>, ManagerMetrics>,
     errors: [Counter; ErrorCode::ALL.len()],
     pub(crate) reservations: Gauge,
@@ -49,6 +55,7 @@ pub struct TransportMetrics {
     pub(crate) live: Gauge,
     ended: [Counter; CloseReason::ALL.len()],
     strangers: [Counter; CloseReason::ALL.len()],
+    logins: [Counter; LoginOutcome::ALL.len()],
     pub(crate) reaped: Counter,
     pub(crate) deliveries: Counter,
     pub(crate) bytes_out: Counter,
@@ -58,13 +65,77 @@ pub struct TransportMetrics {
 #[derive(Debug)]
 struct AuthenticatorMetrics {
     verdicts: [Counter; VerdictLabel::ALL.len()],
+    denials: [Counter; Denial::ALL.len()],
     seconds: Histogram,
+}
+
+#[derive(Debug)]
+struct ShadowMetrics {
+    /// By the verdict that stands, then by the shadow's.
+    agree: [Counter; VerdictLabel::ALL.len()],
+    differ: [[Counter; VerdictLabel::ALL.len()]; VerdictLabel::ALL.len()],
+    skipped: Counter,
+    seconds: Histogram,
+}
+
+/// What came of comparing a shadow's verdict with the one that stands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Comparison {
+    pub(crate) verdict: VerdictLabel,
+    pub(crate) shadow: VerdictLabel,
+    /// The verdicts are of one kind and, where somebody is let in, for the same user with the same rights.
+    pub(crate) agrees: bool,
+}
+
+/// What became of a log-in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginOutcome {
+    /// A session began.
+    Session,
+    /// An authenticator denied it.
+    Denied,
+    /// Every authenticator abstained.
+    Unknown,
+    /// An authenticator, or a session manager, could not tell.
+    Unavailable,
+    /// It was not judged: too many were denied before, or a ban is on.
+    Throttled,
+    /// The credentials were right, and something else was not: the name, a session manager's word, a bound.
+    Refused,
+    /// The client went, or its time was over, before the verdict.
+    Abandoned,
+}
+
+impl LoginOutcome {
+    const ALL: [Self; 7] = [
+        Self::Session,
+        Self::Denied,
+        Self::Unknown,
+        Self::Unavailable,
+        Self::Throttled,
+        Self::Refused,
+        Self::Abandoned,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Denied => "denied",
+            Self::Unknown => "unknown",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Refused => "refused",
+            Self::Abandoned => "abandoned",
+        }
+    }
 }
 
 #[derive(Debug)]
 struct ManagerMetrics {
     outcomes: [[Counter; HookOutcome::ALL.len()]; Hook::ALL.len()],
     seconds: [Histogram; Hook::ALL.len()],
+    orders: [[Counter; 2]; Order::NAMES.len()],
+    ready: Gauge,
 }
 
 /// A hook of a session manager.
@@ -124,7 +195,16 @@ pub(crate) enum VerdictLabel {
 impl VerdictLabel {
     const ALL: [Self; 4] = [Self::Allow, Self::Deny, Self::Abstain, Self::Unavailable];
 
-    const fn label(self) -> &'static str {
+    pub(crate) const fn of(verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Allow(_) => Self::Allow,
+            Verdict::Deny { .. } => Self::Deny,
+            Verdict::Abstain => Self::Abstain,
+            Verdict::Unavailable { .. } => Self::Unavailable,
+        }
+    }
+
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
@@ -168,10 +248,12 @@ pub enum RefusedReason {
     Descriptors,
     /// An HTTP answer was not read in `write_timeout`.
     WriteTimeout,
+    /// An order without the token of its session.
+    Token,
 }
 
 impl RefusedReason {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::TooManyConnections,
         Self::TooManyPerAddress,
         Self::ConnectRate,
@@ -187,6 +269,7 @@ impl RefusedReason {
         Self::Draining,
         Self::Descriptors,
         Self::WriteTimeout,
+        Self::Token,
     ];
 
     const fn label(self) -> &'static str {
@@ -206,6 +289,7 @@ impl RefusedReason {
             Self::Draining => "draining",
             Self::Descriptors => "descriptors",
             Self::WriteTimeout => "write_timeout",
+            Self::Token => "token",
         }
     }
 }
@@ -418,12 +502,13 @@ fn describe_tls() {
 
 impl Telemetry {
     /// Registers every series with `recorder`; `transports`, `authenticators` and `managers` (of sessions) are the
-    /// configured names.
+    /// configured names; `shadows` pairs an authenticator's name with that of its shadow.
     #[must_use]
     pub fn new(
         recorder: &dyn metrics::Recorder,
         transports: &[&str],
         authenticators: &[&str],
+        shadows: &[(&str, &str)],
         managers: &[&str],
     ) -> Arc<Self> {
         metrics::with_local_recorder(recorder, || {
@@ -436,6 +521,10 @@ impl Telemetry {
                 authenticators: authenticators
                     .iter()
                     .map(|&name| (name.into(), AuthenticatorMetrics::new(name)))
+                    .collect(),
+                shadows: shadows
+                    .iter()
+                    .map(|&(name, shadow)| (name.into(), ShadowMetrics::new(name, shadow)))
                     .collect(),
                 managers: managers
                     .iter()
@@ -471,10 +560,33 @@ impl Telemetry {
         self.errors[code as usize].increment(1);
     }
 
-    pub(crate) fn verdict(&self, authenticator: &str, verdict: VerdictLabel, seconds: f64) {
+    pub(crate) fn verdict(&self, authenticator: &str, verdict: &Verdict, seconds: f64) {
         if let Some(handles) = self.authenticators.get(authenticator) {
-            handles.verdicts[verdict as usize].increment(1);
+            handles.verdicts[VerdictLabel::of(verdict) as usize].increment(1);
             handles.seconds.record(seconds);
+            if let Verdict::Deny { denial, .. } = verdict {
+                handles.denials[*denial as usize].increment(1);
+            }
+        }
+    }
+
+    /// Counts what the shadow of `authenticator` said beside it.
+    pub(crate) fn shadow(&self, authenticator: &str, comparison: Comparison, seconds: f64) {
+        if let Some(handles) = self.shadows.get(authenticator) {
+            let (verdict, shadow) = (comparison.verdict as usize, comparison.shadow as usize);
+            if comparison.agrees {
+                handles.agree[verdict].increment(1);
+            } else {
+                handles.differ[verdict][shadow].increment(1);
+            }
+            handles.seconds.record(seconds);
+        }
+    }
+
+    /// Counts a log-in that the shadow of `authenticator` did not see: it was busy.
+    pub(crate) fn shadow_skipped(&self, authenticator: &str) {
+        if let Some(handles) = self.shadows.get(authenticator) {
+            handles.skipped.increment(1);
         }
     }
 }
@@ -485,6 +597,260 @@ impl Telemetry {
             handles.outcomes[hook as usize][outcome as usize].increment(1);
             handles.seconds[hook as usize].record(took.as_secs_f64());
         }
+    }
+
+    /// Counts an order from outside, by its name.
+    pub(crate) fn obeyed(&self, manager: &str, order: &str, is_ok: bool) {
+        let index = Order::NAMES.iter().position(|name| *name == order);
+        if let (Some(handles), Some(index)) = (self.managers.get(manager), index) {
+            handles.orders[index][usize::from(!is_ok)].increment(1);
+        }
+    }
+
+    /// Tells whether the session manager with that table name could do its work now.
+    pub fn manager_is_ready(&self, manager: &str, is_ready: bool) {
+        if let Some(handles) = self.managers.get(manager) {
+            handles.ready.set(if is_ready { 1.0 } else { 0.0 });
+        }
+    }
+}
+
+/// Where the series of a plugin go. The default leads nowhere.
+#[derive(Clone)]
+pub struct Meter(Arc<dyn metrics::Recorder + Send + Sync>);
+
+impl fmt::Debug for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").finish_non_exhaustive()
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new(metrics::NoopRecorder)
+    }
+}
+
+impl Meter {
+    /// A meter that registers with `recorder`.
+    pub fn new(recorder: impl metrics::Recorder + Send + Sync + 'static) -> Self {
+        Self(Arc::new(recorder))
+    }
+
+    /// The recorder itself.
+    #[must_use]
+    pub fn recorder(&self) -> &(dyn metrics::Recorder + Send + Sync) {
+        &*self.0
+    }
+}
+
+/// What became of one call to somebody outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// An answer as the contract has it, whatever it says.
+    Ok,
+    /// The endpoint can't be reached, or the program not be started.
+    Unreachable,
+    /// No answer in time.
+    Late,
+    /// The connection failed, or the program ended.
+    Broken,
+    /// An answer that is none of the contract.
+    Senseless,
+    /// Not called at all: too many calls were under way.
+    Busy,
+    /// Not called at all: all that could be asked rest after a failure.
+    Resting,
+}
+
+impl CallOutcome {
+    const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Unreachable,
+        Self::Late,
+        Self::Broken,
+        Self::Senseless,
+        Self::Busy,
+        Self::Resting,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unreachable => "unreachable",
+            Self::Late => "late",
+            Self::Broken => "broken",
+            Self::Senseless => "senseless",
+            Self::Busy => "busy",
+            Self::Resting => "resting",
+        }
+    }
+}
+
+/// The handles of a plugin that asks endpoints or programs.
+#[derive(Debug)]
+pub struct CalloutMetrics {
+    calls: [Counter; CallOutcome::ALL.len()],
+    seconds: Histogram,
+    /// One for each endpoint.
+    healthy: Vec<Gauge>,
+    /// Started and failed, of programs.
+    programs: Option<[Counter; 2]>,
+}
+
+impl CalloutMetrics {
+    /// The series of the table at `path` (`authenticators.NAME`), which asks these endpoints. They begin healthy.
+    #[must_use]
+    pub fn of_endpoints(meter: &Meter, path: &str, endpoints: &[String]) -> Arc<Self> {
+        metrics::with_local_recorder(meter.recorder(), || {
+            describe_gauge!(
+                "chinwag_callout_endpoint_healthy",
+                "Whether an endpoint is asked: 0 while it rests after a failure."
+            );
+            let healthy = endpoints.iter().map(|endpoint| {
+                let gauge = gauge!("chinwag_callout_endpoint_healthy", "table" => path.to_owned(), "endpoint" => endpoint.clone());
+                gauge.set(1.0);
+                gauge
+            });
+            Self::register(path, healthy.collect(), None)
+        })
+    }
+
+    /// The series of the table at `path`, which asks programs that it starts.
+    #[must_use]
+    pub fn of_programs(meter: &Meter, path: &str) -> Arc<Self> {
+        metrics::with_local_recorder(meter.recorder(), || {
+            describe_counter!(
+                "chinwag_callout_programs_started_total",
+                "Programs started to be asked."
+            );
+            describe_counter!(
+                "chinwag_callout_programs_failed_total",
+                "Programs that could not be started, ended by themselves, or were ended for what they did."
+            );
+            let programs = [
+                counter!("chinwag_callout_programs_started_total", "table" => path.to_owned()),
+                counter!("chinwag_callout_programs_failed_total", "table" => path.to_owned()),
+            ];
+            Self::register(path, Vec::new(), Some(programs))
+        })
+    }
+
+    fn register(path: &str, healthy: Vec<Gauge>, programs: Option<[Counter; 2]>) -> Arc<Self> {
+        describe_counter!(
+            "chinwag_callout_calls_total",
+            "Calls to endpoints and programs, by what became of them."
+        );
+        describe_histogram!(
+            "chinwag_callout_seconds",
+            Unit::Seconds,
+            "Time from a call to its answer, or to its failure."
+        );
+        Arc::new(Self {
+            calls: CallOutcome::ALL.map(|outcome| {
+                counter!("chinwag_callout_calls_total", "table" => path.to_owned(), "outcome" => outcome.label())
+            }),
+            seconds: histogram!("chinwag_callout_seconds", "table" => path.to_owned()),
+            healthy,
+            programs,
+        })
+    }
+
+    /// Counts a call that was made.
+    pub fn called(&self, outcome: CallOutcome, took: Duration) {
+        self.calls[outcome as usize].increment(1);
+        self.seconds.record(took.as_secs_f64());
+    }
+
+    /// Counts one that was not.
+    pub fn turned_away(&self, outcome: CallOutcome) {
+        self.calls[outcome as usize].increment(1);
+    }
+
+    /// Tells whether the endpoint of that index is asked.
+    pub fn healthy(&self, endpoint: usize, is_healthy: bool) {
+        if let Some(gauge) = self.healthy.get(endpoint) {
+            gauge.set(if is_healthy { 1.0 } else { 0.0 });
+        }
+    }
+
+    /// Counts a program that was started.
+    pub fn started(&self) {
+        if let Some([started, _]) = &self.programs {
+            started.increment(1);
+        }
+    }
+
+    /// Counts a program that failed, or could not be started.
+    pub fn failed(&self) {
+        if let Some([_, failed]) = &self.programs {
+            failed.increment(1);
+        }
+    }
+}
+
+/// What became of a notice to a session manager outside of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoticeOutcome {
+    /// It was answered.
+    Delivered,
+    /// It was not, and is tried again.
+    Retried,
+    /// It was given up: the bound on tries, time or number is reached, or the server stops.
+    Undelivered,
+}
+
+impl NoticeOutcome {
+    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::Undelivered];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retried => "retried",
+            Self::Undelivered => "undelivered",
+        }
+    }
+}
+
+/// The handles of a session manager that has notices to deliver.
+#[derive(Debug)]
+pub struct NoticeMetrics {
+    outcomes: [Counter; NoticeOutcome::ALL.len()],
+    waiting: Gauge,
+}
+
+impl NoticeMetrics {
+    /// The series of the table `session_managers.<manager>`.
+    #[must_use]
+    pub fn register(meter: &Meter, manager: &str) -> Self {
+        metrics::with_local_recorder(meter.recorder(), || {
+            describe_counter!(
+                "chinwag_session_manager_notices_total",
+                "Ends of sessions and stays, by what became of telling them."
+            );
+            describe_gauge!(
+                "chinwag_session_manager_notices_waiting",
+                "Ends of sessions and stays that are still to be told."
+            );
+            Self {
+                outcomes: NoticeOutcome::ALL.map(|outcome| {
+                    counter!("chinwag_session_manager_notices_total", "session_manager" => manager.to_owned(), "outcome" => outcome.label())
+                }),
+                waiting: gauge!("chinwag_session_manager_notices_waiting", "session_manager" => manager.to_owned()),
+            }
+        })
+    }
+
+    /// Counts so many.
+    pub fn count(&self, outcome: NoticeOutcome, many: u64) {
+        self.outcomes[outcome as usize].increment(many);
+    }
+
+    /// Tells how many wait.
+    pub fn waiting(&self, many: usize) {
+        // Exact: their number is bounded far below 2^53.
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floats")]
+        self.waiting.set(many as f64);
     }
 }
 
@@ -506,6 +872,9 @@ impl TransportMetrics {
             strangers: CloseReason::ALL.map(
                 |reason| counter!("chinwag_strangers_ended_total", "transport" => name(), "reason" => reason.code()),
             ),
+            logins: LoginOutcome::ALL.map(
+                |outcome| counter!("chinwag_logins_total", "transport" => name(), "outcome" => outcome.label()),
+            ),
             reaped: counter!("chinwag_reaped_total", "transport" => name()),
             deliveries: counter!("chinwag_deliveries_total", "transport" => name()),
             bytes_out: counter!("chinwag_delivered_bytes_total", "transport" => name()),
@@ -523,6 +892,11 @@ impl TransportMetrics {
         self.strangers[reason as usize].increment(1);
     }
 
+    /// Counts a log-in by what became of it.
+    pub(crate) fn login(&self, outcome: LoginOutcome) {
+        self.logins[outcome as usize].increment(1);
+    }
+
     pub(crate) fn ended(&self, reason: CloseReason) {
         self.ended[reason as usize].increment(1);
         self.live.decrement(1);
@@ -536,7 +910,42 @@ impl AuthenticatorMetrics {
             verdicts: VerdictLabel::ALL.map(|verdict| {
                 counter!("chinwag_auth_verdicts_total", "authenticator" => name(), "verdict" => verdict.label())
             }),
+            denials: Denial::ALL.map(|denial| {
+                counter!("chinwag_auth_denials_total", "authenticator" => name(), "reason" => denial.label())
+            }),
             seconds: histogram!("chinwag_auth_seconds", "authenticator" => name()),
+        }
+    }
+}
+
+impl ShadowMetrics {
+    fn new(authenticator: &str, shadow: &str) -> Self {
+        let names = || (authenticator.to_owned(), shadow.to_owned());
+        let compared = |verdict: VerdictLabel, other: VerdictLabel, outcome: &'static str| {
+            let (name, shadow) = names();
+            counter!(
+                "chinwag_shadow_verdicts_total", "authenticator" => name, "shadow" => shadow, "outcome" => outcome,
+                "verdict" => verdict.label(), "shadow_verdict" => other.label()
+            )
+        };
+        let all = VerdictLabel::ALL;
+        let (name, shadow) = names();
+        Self {
+            agree: all.map(|verdict| compared(verdict, verdict, "agree")),
+            differ: all.map(|verdict| {
+                all.map(|other| {
+                    // Verdicts of one kind differ only in whom they let in.
+                    if verdict == other && verdict != VerdictLabel::Allow {
+                        Counter::noop()
+                    } else {
+                        compared(verdict, other, "differ")
+                    }
+                })
+            }),
+            skipped: counter!(
+                "chinwag_shadow_skipped_total", "authenticator" => name.clone(), "shadow" => shadow.clone()
+            ),
+            seconds: histogram!("chinwag_shadow_seconds", "authenticator" => name, "shadow" => shadow),
         }
     }
 }
@@ -553,6 +962,12 @@ impl ManagerMetrics {
             seconds: Hook::ALL.map(|hook| {
                 histogram!("chinwag_session_manager_seconds", "session_manager" => name(), "hook" => hook.label())
             }),
+            orders: Order::NAMES.map(|order| {
+                ["ok", "refused"].map(|outcome| {
+                    counter!("chinwag_session_manager_orders_total", "session_manager" => name(), "order" => order, "outcome" => outcome)
+                })
+            }),
+            ready: gauge!("chinwag_session_manager_ready", "session_manager" => name()),
         }
     }
 }
@@ -566,6 +981,14 @@ fn describe() {
         "chinwag_session_manager_seconds",
         Unit::Seconds,
         "Time that a session manager's hook took."
+    );
+    describe_counter!(
+        "chinwag_session_manager_orders_total",
+        "Orders that session managers outside gave to live sessions."
+    );
+    describe_gauge!(
+        "chinwag_session_manager_ready",
+        "Whether the session manager could do its work when it was last asked to."
     );
     describe_counter!("chinwag_connections_total", "Connections accepted.");
     describe_gauge!("chinwag_connections", "Connections open.");
@@ -627,7 +1050,25 @@ fn describe() {
         Unit::Seconds,
         "One turn of a lane."
     );
+    describe_counter!("chinwag_logins_total", "Log-ins, by what became of them.");
     describe_counter!("chinwag_auth_verdicts_total", "Verdicts of authenticators.");
+    describe_counter!(
+        "chinwag_auth_denials_total",
+        "Denials of authenticators, by reason."
+    );
+    describe_counter!(
+        "chinwag_shadow_verdicts_total",
+        "Verdicts of shadows beside those that stand; they agree where both let in the same user with the same rights."
+    );
+    describe_counter!(
+        "chinwag_shadow_skipped_total",
+        "Log-ins that a shadow did not see, since it was busy with others."
+    );
+    describe_histogram!(
+        "chinwag_shadow_seconds",
+        Unit::Seconds,
+        "Time that a shadow took."
+    );
     describe_histogram!(
         "chinwag_auth_seconds",
         Unit::Seconds,
@@ -654,8 +1095,20 @@ mod tests {
         for (index, reason) in TlsFailure::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
+        for (index, denial) in Denial::ALL.into_iter().enumerate() {
+            assert_eq!(denial as usize, index);
+        }
+        for (index, outcome) in LoginOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
         for (index, what) in TlsExpiry::ALL.into_iter().enumerate() {
             assert_eq!(what as usize, index);
+        }
+        for (index, outcome) in CallOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
+        }
+        for (index, outcome) in NoticeOutcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, index);
         }
     }
 }

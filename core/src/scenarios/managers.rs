@@ -127,6 +127,7 @@ fn managed(backend: &Arc<Backend>, adjust: impl FnOnce(&mut HubConfig)) -> Stage
         authenticator: Arc::new(Everybody),
         timeout: Duration::from_secs(5),
         revocations: Revocations::default(),
+        shadow: None,
         manager: Some(ManagerLink {
             name: "backend".into(),
             manager: Arc::new(Arc::clone(backend)),

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Done, Pending, Phase, Session, not_yet};
+use super::{
+    Done, Pending, Phase, Session,
+    judging::{Attempts, Judging},
+    not_yet,
+};
 use crate::{
     CloseReason, ErrorCode, Refusal,
     clock::{self, Instant},
@@ -12,12 +16,15 @@ use crate::{
     manager::{AuthFacts, EndCause, Managed},
     message::{Command, Fields, Frame, Say, ToldLimits, field},
     names::Name,
-    plugin::{Credentials, PrincipalName, Verdict},
+    plugin::{AuthRequest, Credentials, PrincipalName, Verdict},
     registry::{Identity, SessionId, Taken},
     scope::Admitted,
     standing::Standing,
+    telemetry::LoginOutcome,
 };
 
+/// The most characters of the reason for a denial that are logged.
+const LOGGED_CHARS: usize = 256;
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
 /// What a client is told after its log-in.
@@ -137,88 +144,113 @@ impl Session {
         })
     }
 
-    /// Asks the chain and, allowed, takes the name and begins.
+    /// Asks the chain and, allowed, takes the name and begins. Cancel safe: the verdict is awaited all the same, and
+    /// counts.
     pub(crate) async fn try_login(
         self: &Arc<Self>,
         credentials: Credentials,
     ) -> Result<Welcome, Refusal> {
-        let hub = &self.scope.hub;
+        let (hub, metrics) = (&self.scope.hub, &self.scope.metrics);
         if hub.is_draining() {
             return Err(
                 Refusal::new(ErrorCode::ShuttingDown, "The server is stopping.")
                     .retry(hub.retry_after_drain()),
             );
         }
-        let address = address_key(self.peer.address);
-        let claimed = credentials.user.as_deref().filter(|user| user.len() <= 256);
-        let claimed = claimed.map(|user| hub.config.names.key(user));
-        let is_bare = credentials.password.is_none() && credentials.token.is_none();
-        let wait = [
-            claimed
-                .as_ref()
-                .filter(|_| !is_bare)
-                .and_then(|name| hub.banned(&BanKey::Name(Arc::clone(name)))),
-            is_bare
-                .then(|| hub.banned(&BanKey::Address(address)))
-                .flatten(),
-            hub.failures_per_ip.dry(&address),
-            claimed
-                .as_ref()
-                .and_then(|name| hub.failures_per_name.dry(name)),
-        ];
-        if let Some(wait) = wait.into_iter().flatten().max() {
-            return Err(
-                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
-                    .retry(wait),
-            );
-        }
-        // Whoever hangs up before the verdict has had it judged all the same, and pays as for a denial.
-        let mut attempt = Attempt {
-            session: self,
-            address,
-            claimed,
-            is_failure: true,
+        let attempts = self.attempt(&credentials).map_err(|wait| {
+            metrics.login(LoginOutcome::Throttled);
+            throttled(wait)
+        })?;
+        let judged = match self.peer.objection() {
+            None => {
+                let (scope, request) = (Arc::clone(&self.scope), self.auth_request(credentials));
+                let judging = async move { scope.authenticate(request).await };
+                Judging::new(&self.scope, attempts, judging).await
+            }
+            Some(verdict) => {
+                let judged = Err(verdict);
+                attempts.settle(&judged);
+                judged
+            }
         };
-        let judged = self
-            .scope
-            .authenticate(credentials, self.peer.address)
-            .await;
-        // Only a denial counts towards a throttle: what is our fault never does.
-        attempt.is_failure = matches!(judged, Err(Verdict::Deny { .. }));
-        drop(attempt);
-        let verdict = match judged {
-            Ok(admitted) => return self.admit(admitted).await,
-            Err(verdict) => verdict,
-        };
-        match verdict {
-            Verdict::Unavailable { retry } => {
+        match judged {
+            Ok(admitted) => {
+                let welcome = self.admit(admitted).await;
+                metrics.login(match &welcome {
+                    Ok(_) => LoginOutcome::Session,
+                    Err(refusal) if refusal.code == ErrorCode::Unavailable => {
+                        LoginOutcome::Unavailable
+                    }
+                    Err(_) => LoginOutcome::Refused,
+                });
+                welcome
+            }
+            Err(Verdict::Unavailable { retry }) => {
+                metrics.login(LoginOutcome::Unavailable);
                 let message = "Log-ins can't be checked now; try again after retry_ms.";
                 Err(Refusal::new(ErrorCode::Unavailable, message).retry(retry))
             }
-            Verdict::Deny { reason, public } => {
-                tracing::debug!(transport = %self.scope.name, reason, "A log-in was denied.");
+            Err(Verdict::Deny {
+                denial,
+                reason,
+                public,
+            }) => {
+                metrics.login(LoginOutcome::Denied);
+                let reason: String = reason.chars().take(LOGGED_CHARS).collect();
+                let transport = &self.scope.name;
+                tracing::debug!(%transport, denial = denial.label(), reason, "A log-in was denied.");
                 let refusal = Refusal::auth_failed();
                 Err(public.map_or(refusal, |public| {
                     Refusal::new(ErrorCode::AuthFailed, public)
                 }))
             }
-            Verdict::Allow(_) | Verdict::Abstain => {
-                unreachable!("a chain never abstains, and who is allowed was admitted")
+            Err(Verdict::Abstain) => {
+                metrics.login(LoginOutcome::Unknown);
+                tracing::debug!(transport = %self.scope.name, "No authenticator knows the credentials.");
+                Err(Refusal::auth_failed())
             }
+            Err(Verdict::Allow(_)) => unreachable!("who is allowed is admitted"),
         }
     }
 
+    /// Begins an attempt, or says how long to wait before one.
+    fn attempt(&self, credentials: &Credentials) -> Result<Attempts, Duration> {
+        let hub = &self.scope.hub;
+        let address = address_key(self.peer.address);
+        let claimed = credentials.user.as_deref().filter(|user| user.len() <= 256);
+        let claimed = claimed.map(|user| hub.config.names.key(user));
+        let is_bare = credentials.password.is_none() && credentials.token.is_none();
+        let ban = if is_bare {
+            hub.banned(&BanKey::Address(address))
+        } else {
+            claimed
+                .as_ref()
+                .and_then(|name| hub.banned(&BanKey::Name(Arc::clone(name))))
+        };
+        match (ban, Attempts::begin(hub, address, claimed.as_ref())) {
+            (None, attempts) => attempts,
+            (Some(ban), Ok(_)) => Err(ban),
+            (Some(ban), Err(wait)) => Err(ban.max(wait)),
+        }
+    }
+
+    /// What the chain is asked.
+    fn auth_request(&self, credentials: Credentials) -> AuthRequest {
+        let transport = Arc::clone(&self.scope.name);
+        let mut request = AuthRequest::new(credentials, transport, self.peer.address);
+        request.headers.clone_from(&self.state.lock().headers);
+        request.tls = self.peer.tls.as_ref().map(|tls| Arc::clone(tls.facts()));
+        request
+    }
+
     /// Lets a principal in: its manager is asked, where it has one, and then the session begins.
-    async fn admit(self: &Arc<Self>, admitted: Admitted<'_>) -> Result<Welcome, Refusal> {
+    async fn admit(self: &Arc<Self>, admitted: Admitted) -> Result<Welcome, Refusal> {
         let hub = &self.scope.hub;
         let principal = &admitted.principal;
         let name = hub.config.names.canonical(&principal.name)?;
         let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
         if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
-            return Err(
-                Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.")
-                    .retry(wait),
-            );
+            return Err(throttled(wait));
         }
         let identity = (!is_anonymous).then(|| Identity {
             authenticator: Arc::clone(&admitted.link.name),
@@ -324,6 +356,7 @@ impl Session {
                         ));
                     }
                     state.phase = Phase::Active;
+                    state.headers = Vec::new();
                     state.id = Some(id);
                     state.name = Some(name.clone());
                     state.reservation = Some(reservation);
@@ -347,7 +380,7 @@ impl Session {
                     .retry(hub.retry_after_drain()),
             );
         }
-        if is_stale() {
+        if is_stale() || self.peer.objection().is_some() {
             self.end(CloseReason::Unavailable);
             let message = "What lets you in has just changed; log in again after retry_ms.";
             return Err(Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1)));
@@ -396,32 +429,8 @@ fn no_randomness(id: Option<SessionId>) -> Result<SessionId, Refusal> {
     id.ok_or_else(|| Refusal::new(ErrorCode::Internal, "The server has no randomness to give."))
 }
 
-/// A log-in that is being judged.
-struct Attempt<'a> {
-    session: &'a Session,
-    address: std::net::IpAddr,
-    /// The key of the name that it claims.
-    claimed: Option<Arc<str>>,
-    is_failure: bool,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        // Cut off by the server's own clock or its end: not the peer's doing.
-        let is_ours = self.session.ended().is_some_and(|end| {
-            matches!(
-                end.reason,
-                CloseReason::LoginTimeout | CloseReason::ShuttingDown
-            )
-        });
-        if self.is_failure && !is_ours {
-            let hub = &self.session.scope.hub;
-            let _ = hub.failures_per_ip.take(self.address);
-            if let Some(name) = self.claimed.take() {
-                let _ = hub.failures_per_name.take(name);
-            }
-        }
-    }
+fn throttled(wait: Duration) -> Refusal {
+    Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.").retry(wait)
 }
 
 /// The log-in was not judged in its time.
