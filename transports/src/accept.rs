@@ -2,9 +2,10 @@
 //!
 //! What it guarantees: a socket that fails costs itself alone; running out of descriptors pauses accepting and neither
 //! spins nor ends it nor delays a drain; the caps on connections hold before a byte is read or answered; a peer that is
-//! slow to say who it is stalls nobody; what is counted for a connection is given back when its [`Permit`] goes.
+//! slow to say who it is, or to shake hands, stalls nobody; what is counted for a connection is given back when its
+//! [`Permit`] goes.
 //!
-//! What is deliberately absent: TLS, and anything about the bytes that follow.
+//! What is deliberately absent: anything about the bytes that follow.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -30,8 +31,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    ClientAddress, ListenerConfig, address,
+    ClientAddress, ListenerConfig, Stream, Tls, address,
     proxy::{self, ProxyError},
+    tls::Alpn,
 };
 
 /// Connections that the kernel finishes and holds for us. The system may have a smaller limit of its own.
@@ -53,9 +55,11 @@ const AFTER_SLOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Accepted {
-    /// The socket, non-blocking, with `TCP_NODELAY`, keep-alive and small buffers.
-    pub socket: TcpStream,
-    /// Bytes of the client's that were read together with a PROXY header: to be taken before those of `socket`.
+    /// The socket, non-blocking, with `TCP_NODELAY`, keep-alive and small buffers; where the listener has `tls`, with
+    /// the handshake done.
+    pub socket: Stream,
+    /// Bytes of the client's that were read together with a PROXY header: to be taken before those of `socket`. None
+    /// where there is TLS.
     pub early: Bytes,
     /// The client.
     pub peer: Peer,
@@ -71,8 +75,7 @@ pub struct StreamListener {
     address: SocketAddr,
     gate: Arc<Gate>,
     lifecycle: Lifecycle,
-    /// Whether accepting failed the last time, so that an episode is logged once.
-    exhausted: bool,
+    episode: Episode,
 }
 
 impl fmt::Debug for StreamListener {
@@ -87,6 +90,7 @@ impl StreamListener {
     /// Takes the address of `config`. Accepts nothing.
     pub(crate) fn bind(
         config: Arc<ListenerConfig>,
+        secure: Option<Secure>,
         door: Arc<dyn Door>,
         lifecycle: Lifecycle,
     ) -> io::Result<Self> {
@@ -95,9 +99,9 @@ impl StreamListener {
         Ok(Self {
             socket,
             address,
-            gate: Arc::new(Gate::new(config, door)),
+            gate: Arc::new(Gate::new(config, secure, door)),
             lifecycle,
-            exhausted: false,
+            episode: Episode::default(),
         })
     }
 
@@ -150,9 +154,9 @@ impl StreamListener {
             }
             let on = Arc::clone(&on);
             match arrival {
-                Arrival::Direct { peer, permit } => {
+                Arrival::Direct { peer, permit } if self.gate.secure.is_none() => {
                     let accepted = Accepted {
-                        socket,
+                        socket: socket.into(),
                         early: Bytes::new(),
                         peer,
                         permit,
@@ -161,17 +165,17 @@ impl StreamListener {
                     // Called in the task, so that a panic of its own stays there too.
                     self.lifecycle.spawn(async move { on(accepted).await });
                 }
-                Arrival::Announced { peer, seat } => {
+                arrival => {
                     let (gate, stopped) = (Arc::clone(&self.gate), stopped.clone());
                     // Boxed: it is over soon, and the room it took would be kept for as long as the connection lasts.
-                    let introduced = Box::pin(async move {
+                    let received = Box::pin(async move {
                         tokio::select! {
-                            introduced = gate.introduce(socket, peer, seat, at) => introduced,
+                            received = gate.receive(socket, from, arrival, at) => received,
                             () = stopped.cancelled() => None,
                         }
                     });
                     self.lifecycle.spawn(async move {
-                        if let Some(accepted) = introduced.await {
+                        if let Some(accepted) = received.await {
                             on(accepted).await;
                         }
                     });
@@ -186,22 +190,47 @@ impl StreamListener {
         loop {
             match self.socket.accept().await {
                 Ok(accepted) => {
-                    if std::mem::take(&mut self.exhausted) {
-                        info!(address = %self.address, "Accepting again.");
-                    }
+                    self.episode.end(&self.address);
                     return accepted;
                 }
-                Err(error) if is_of_one_socket(&error) => {
-                    debug!(%error, "A connection ended before it was accepted.");
-                }
                 Err(error) => {
-                    self.gate.door.refused(RefusedReason::Descriptors);
-                    if !std::mem::replace(&mut self.exhausted, true) {
-                        warn!(%error, address = %self.address, "Accept failed; pausing.");
-                    }
-                    tokio::time::sleep(PAUSE).await;
+                    let door = &self.gate.door;
+                    self.episode.endure(&error, door, &self.address).await;
                 }
             }
+        }
+    }
+}
+
+/// Failures to accept, one after another: an episode is logged once.
+#[derive(Debug, Default)]
+pub(crate) struct Episode {
+    lasts: bool,
+}
+
+impl Episode {
+    /// Accepting has failed: where the system is short of something, this is counted and waited for.
+    pub(crate) async fn endure(
+        &mut self,
+        error: &io::Error,
+        door: &Arc<dyn Door>,
+        listener: &impl fmt::Display,
+    ) {
+        if is_of_one_socket(error) {
+            debug!(%error, "A connection ended before it was accepted.");
+            return;
+        }
+        door.refused(RefusedReason::Descriptors);
+        if !std::mem::replace(&mut self.lasts, true) {
+            warn!(%error, %listener, "Accept failed; pausing.");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Accepting has worked.
+    pub(crate) fn end(&mut self, listener: &impl fmt::Display) {
+        if std::mem::take(&mut self.lasts) {
+            info!(%listener, "Accepting again.");
         }
     }
 }
@@ -322,9 +351,17 @@ impl Door for HubDoor {
     }
 }
 
+/// What the connections of a listener shake hands by.
+pub(crate) struct Secure {
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) alpn: Alpn,
+}
+
 /// The caps of one listener and what is counted against them.
 pub(crate) struct Gate {
     config: Arc<ListenerConfig>,
+    /// `None`: plain text.
+    secure: Option<Secure>,
     door: Arc<dyn Door>,
     unacknowledged: Duration,
     connections: AtomicUsize,
@@ -349,10 +386,15 @@ enum Seat {
 }
 
 impl Gate {
-    fn new(config: Arc<ListenerConfig>, door: Arc<dyn Door>) -> Self {
+    pub(crate) fn new(
+        config: Arc<ListenerConfig>,
+        secure: Option<Secure>,
+        door: Arc<dyn Door>,
+    ) -> Self {
         Self {
             unacknowledged: UNACKNOWLEDGED.max(door.slow_after() + AFTER_SLOW),
             config,
+            secure,
             door,
             connections: AtomicUsize::new(0),
             per_address: Mutex::default(),
@@ -364,7 +406,6 @@ impl Gate {
         &self.config
     }
 
-    #[cfg(feature = "http")]
     pub(crate) fn door(&self) -> &Arc<dyn Door> {
         &self.door
     }
@@ -397,6 +438,11 @@ impl Gate {
         }
     }
 
+    /// The caps, for a client whose address is known from the start.
+    pub(crate) fn admit_known(self: &Arc<Self>, peer: &Peer) -> Option<Permit> {
+        self.admit_client(peer, Total::take(self)?)
+    }
+
     /// The caps of a client whose address is known.
     fn admit_client(self: &Arc<Self>, peer: &Peer, total: Total) -> Option<Permit> {
         let place = Place::take(self, peer)?;
@@ -407,16 +453,48 @@ impl Gate {
         Some(Permit::new(total, place))
     }
 
-    /// Learns from the first bytes who the client is that came by way of `peer`.
-    async fn introduce(
+    /// Does what has to be done before the client's own bytes come: a PROXY header, then the handshake. `None`: the
+    /// connection is over, which was counted.
+    async fn receive(
         self: &Arc<Self>,
         mut socket: TcpStream,
+        from: SocketAddr,
+        arrival: Arrival,
+        at: Instant,
+    ) -> Option<Accepted> {
+        let (mut peer, permit, early) = match arrival {
+            Arrival::Direct { peer, permit } => (peer, permit, Bytes::new()),
+            Arrival::Announced { peer, seat } => {
+                self.introduce(&mut socket, peer, seat, at).await?
+            }
+        };
+        let (socket, early) = match &self.secure {
+            None => (socket.into(), early),
+            Some(Secure { tls, alpn }) => {
+                let (stream, link) = Stream::shake_hands(socket, early, tls, *alpn, from).await?;
+                peer.tls = Some(Arc::new(link));
+                (stream, Bytes::new())
+            }
+        };
+        Some(Accepted {
+            socket,
+            early,
+            peer,
+            permit,
+            at,
+        })
+    }
+
+    /// Learns from the first bytes who the client is that came by way of `peer`. Those beyond the header are given back.
+    async fn introduce(
+        self: &Arc<Self>,
+        socket: &mut TcpStream,
         peer: IpAddr,
         seat: Seat,
         at: Instant,
-    ) -> Option<Accepted> {
+    ) -> Option<(Peer, Permit, Bytes)> {
         let deadline = at + self.config.first_byte_timeout.0;
-        let read = match proxy::read(&mut socket, self.config.trusts(peer), deadline).await {
+        let read = match proxy::read(socket, self.config.trusts(peer), deadline).await {
             Ok(read) => read,
             Err(error) => {
                 debug!(%error, %peer, "Connection refused.");
@@ -434,13 +512,7 @@ impl Gate {
             Seat::Own(permit) => permit,
             Seat::Proxied(total) => self.admit_client(&peer, total)?,
         };
-        Some(Accepted {
-            socket,
-            early: read.early,
-            peer,
-            permit,
-            at,
-        })
+        Some((peer, permit, read.early))
     }
 }
 
@@ -640,7 +712,7 @@ pub(crate) mod tests {
     #[async_trait]
     impl Door for Record {
         fn admit(&self, peer: &Peer) -> Result<(), Duration> {
-            self.seen.send_modify(|seen| seen.asked.push(*peer));
+            self.seen.send_modify(|seen| seen.asked.push(peer.clone()));
             if self.seen().closed_to_all {
                 Err(Duration::from_millis(1500))
             } else {
@@ -693,7 +765,8 @@ pub(crate) mod tests {
             let lifecycle = Lifecycle::new();
             let door: Arc<dyn Door> = record.clone();
             let listener =
-                StreamListener::bind(Arc::new(listener(config)), door, lifecycle.clone()).unwrap();
+                StreamListener::bind(Arc::new(listener(config)), None, door, lifecycle.clone())
+                    .unwrap();
             let address = listener.local_addr();
             let gate = Arc::downgrade(&listener.gate);
             let (hand, accepted) = mpsc::channel(16);
@@ -913,8 +986,13 @@ pub(crate) mod tests {
         let record = Record::new();
         let lifecycle = Lifecycle::new();
         let door: Arc<dyn Door> = record.clone();
-        let listener =
-            StreamListener::bind(Arc::new(listener(&json!({}))), door, lifecycle.clone()).unwrap();
+        let listener = StreamListener::bind(
+            Arc::new(listener(&json!({}))),
+            None,
+            door,
+            lifecycle.clone(),
+        )
+        .unwrap();
         let address = listener.local_addr();
         let (hand, mut accepted) = mpsc::channel(1);
         lifecycle.spawn(listener.serve(move |mut connection| {
@@ -941,8 +1019,9 @@ pub(crate) mod tests {
         let mut server = Server::start(&json!({}));
         let _client = server.connect().await;
         let Accepted { socket, .. } = server.accepted().await;
+        let socket = socket.tcp();
         assert!(socket.nodelay().unwrap());
-        let socket = SockRef::from(&socket);
+        let socket = SockRef::from(socket);
         assert!(socket.keepalive().unwrap());
         assert!(socket.send_buffer_size().unwrap() <= 2 * SEND_BUFFER);
         assert!(socket.recv_buffer_size().unwrap() <= 2 * RECEIVE_BUFFER);

@@ -7,18 +7,12 @@ use chinwag_core::Peer;
 /// The other end of a connection whose client no proxy named.
 pub(crate) fn direct(address: IpAddr) -> Peer {
     let address = address.to_canonical();
-    Peer {
-        address,
-        exempt: address.is_loopback(),
-    }
+    Peer::new(address, address.is_loopback())
 }
 
 /// A client that a trusted proxy named: never exempt, whatever address it is said to have.
 pub(crate) fn named(address: IpAddr) -> Peer {
-    Peer {
-        address: address.to_canonical(),
-        exempt: false,
-    }
+    Peer::new(address.to_canonical(), false)
 }
 
 #[cfg(feature = "http")]

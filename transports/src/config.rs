@@ -18,7 +18,10 @@ pub struct ListenerConfig {
     /// The idle timeout of its sessions; absent: that of `[sessions]`. Zero: never.
     #[serde(default)]
     pub timeout: Option<Span>,
-    /// Allows plaintext on an address that other machines reach.
+    /// The name of the table `[tls.NAME]` that it shakes hands by. Absent: plain text.
+    #[serde(default)]
+    pub tls: Option<String>,
+    /// Allows plain text on an address that other machines reach. Contradicts `tls`.
     #[serde(default)]
     pub insecure: bool,
     /// Most open connections. At least 1.
@@ -36,7 +39,8 @@ pub struct ListenerConfig {
     /// HTTP kinds: values of `Host` that are served beside IP literals and `localhost`.
     #[serde(default)]
     pub hosts: Vec<String>,
-    /// From accept to the first byte. Above zero, as all of these.
+    /// From accept to the first byte, and once more from the end of a TLS handshake, which has a limit of its own. Above
+    /// zero, as all of these.
     #[serde(default = "ten_seconds")]
     pub first_byte_timeout: Span,
     /// HTTP kinds: for a whole request head.
@@ -51,13 +55,11 @@ pub struct ListenerConfig {
     /// For the last bytes of a connection, and for each 16 KiB of an HTTP response.
     #[serde(default = "ten_seconds")]
     pub write_timeout: Span,
-    /// Not built yet.
-    #[serde(default, deserialize_with = "not_yet")]
-    pub tls: (),
 }
 
 impl ListenerConfig {
-    /// The keys above: what the loader takes out of a transport's table before its kind reads the rest.
+    /// The keys above: what the loader takes out of a transport's table before its kind reads the rest, where it listens
+    /// on an address.
     pub const KEYS: [&'static str; 14] = [
         "bind",
         "timeout",
@@ -75,6 +77,21 @@ impl ListenerConfig {
         "tls",
     ];
 
+    /// Those of them that a kind with this wire has.
+    #[must_use]
+    pub const fn keys(wire: Wire) -> &'static [&'static str] {
+        match wire {
+            Wire::Stream | Wire::Http => &Self::KEYS,
+            Wire::Other => &[
+                "timeout",
+                "max_connections",
+                "first_byte_timeout",
+                "login_timeout",
+                "write_timeout",
+            ],
+        }
+    }
+
     /// Rules between these keys, and between them and what is spoken on the bind.
     ///
     /// # Errors
@@ -83,12 +100,18 @@ impl ListenerConfig {
         let mut faults = Vec::new();
         let mut fault = |key, message: &str| faults.push(BuildError::key(key, message));
 
-        if !self.insecure && !self.bind.ip().to_canonical().is_loopback() {
-            fault(
+        let is_public = !self.bind.ip().to_canonical().is_loopback();
+        match (&self.tls, self.insecure) {
+            (None, false) if is_public => fault(
                 "bind",
-                "this address is reached by other machines in plain text; bind a loopback address behind a proxy that \
-                 speaks TLS, or say insecure = true",
-            );
+                "this address is reached by other machines in plain text; name a table [tls.NAME] with tls = \"NAME\", bind \
+                 a loopback address behind a proxy that speaks TLS, or say insecure = true",
+            ),
+            (Some(_), true) => fault(
+                "insecure",
+                "allows plain text, and tls leaves none; take one of them out",
+            ),
+            _ => (),
         }
         for (key, count) in [
             ("max_connections", self.max_connections),
@@ -155,6 +178,7 @@ impl ListenerConfig {
     pub fn differs(&self, other: &Self) -> Option<&'static str> {
         let pairs = [
             ("bind", self.bind == other.bind),
+            ("tls", self.tls == other.tls),
             ("insecure", self.insecure == other.insecure),
             (
                 "max_connections",
@@ -236,11 +260,6 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D:
         .collect()
 }
 
-fn not_yet<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    de::IgnoredAny::deserialize(deserializer)?;
-    Err(de::Error::custom("tls is not built yet; leave the key out"))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -286,6 +305,16 @@ pub(crate) mod tests {
                 vec![],
             ),
             (
+                Wire::Stream,
+                serde_json::json!({ "bind": "0.0.0.0:0", "tls": "public" }),
+                vec![],
+            ),
+            (
+                Wire::Http,
+                serde_json::json!({ "bind": "0.0.0.0:0", "tls": "public", "insecure": true }),
+                vec!["insecure"],
+            ),
+            (
                 Wire::Http,
                 serde_json::json!({ "max_connections": 0, "header_timeout": "0s", "write_timeout": "0s" }),
                 vec!["max_connections", "header_timeout", "write_timeout"],
@@ -322,6 +351,8 @@ pub(crate) mod tests {
         assert_eq!(one.differs(&other), None);
         let other = listener(&serde_json::json!({ "hosts": ["chat.example"] }));
         assert_eq!(one.differs(&other), Some("hosts"));
+        let other = listener(&serde_json::json!({ "tls": "public" }));
+        assert_eq!(one.differs(&other), Some("tls"));
     }
 
     #[test]
@@ -344,13 +375,5 @@ pub(crate) mod tests {
         let wrong = serde_json::json!({ "bind": "127.0.0.1:0", "proxies": ["10.0.0.0/33"] });
         let error = serde_json::from_value::<ListenerConfig>(wrong).unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/33"), "{error}");
-    }
-
-    #[test]
-    fn tls_is_refused_by_name() {
-        let error =
-            serde_json::from_str::<ListenerConfig>(r#"{"bind":"127.0.0.1:0","tls":"public"}"#)
-                .unwrap_err();
-        assert!(error.to_string().contains("not built yet"), "{error}");
     }
 }

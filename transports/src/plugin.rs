@@ -1,16 +1,18 @@
 //! The seam for transports: a configuration type that binds itself.
 
-use std::{borrow::Cow, fmt, io, net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, fmt, io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use chinwag_core::{Hub, Scope};
 use serde::de::DeserializeOwned;
+use tracing::info;
 
 #[cfg(feature = "http")]
 use crate::{HttpListener, http::Binds};
 use crate::{
-    ListenerConfig, StreamListener,
-    accept::{Door, HubDoor},
+    ListenerConfig, LocalAddr, StreamListener, Tls,
+    accept::{Door, Gate, HubDoor, Secure},
+    tls::Alpn,
 };
 
 /// A kind of front end, as its table configures it, less the keys of [`ListenerConfig`]. Derive `Deserialize` with
@@ -40,6 +42,12 @@ pub trait TransportConfig: DeserializeOwned + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether clients on other machines reach it: whoever lets in everybody refuses to do so there. Asked of kinds
+    /// whose [`WIRE`](Self::WIRE) is [`Wire::Other`]; for the rest `bind` tells. Yes, unless it says otherwise.
+    fn is_public(&self) -> bool {
+        true
+    }
+
     /// Takes the socket but accepts nothing: a failure here stops start-up and drops nobody.
     ///
     /// # Errors
@@ -54,13 +62,16 @@ pub enum Wire {
     Stream,
     /// HTTP: several transports may share the bind, told apart by path.
     Http,
+    /// Not by an address of IP: the table has no `bind`, and of the keys of [`ListenerConfig`] those that
+    /// [`ListenerConfig::keys`] names. `listener.bind` means nothing then.
+    Other,
 }
 
 /// A bound front end: owns sockets and bytes, knows no room.
 #[async_trait]
 pub trait Transport: Send {
     /// The address taken; where the file says port 0, the port the system chose.
-    fn local_addr(&self) -> SocketAddr;
+    fn local_addr(&self) -> LocalAddr;
 
     /// Accepts until the hub's lifecycle drains; an HTTP kind goes on until the hub has drained, since clients that
     /// poll connect anew for their last events. Connections are spawned on the lifecycle and outlive this call.
@@ -76,12 +87,15 @@ pub trait Transport: Send {
 pub struct BindContext {
     /// The name of its table.
     pub name: Arc<str>,
+    /// The folder that relative paths start from: that of the configuration file.
+    pub base: PathBuf,
     /// The keys that every transport has.
     pub listener: Arc<ListenerConfig>,
     /// Where sessions live.
     pub hub: Hub,
     /// What its sessions have in common.
     pub scope: Arc<Scope>,
+    tls: Option<Arc<Tls>>,
     #[cfg_attr(
         not(feature = "http"),
         expect(dead_code, reason = "only HTTP kinds share a bind")
@@ -110,20 +124,59 @@ impl BindContext {
     ) -> Self {
         Self {
             name: name.into(),
+            base: PathBuf::new(),
             listener,
             hub,
             scope,
+            tls: None,
             listeners,
         }
+    }
+
+    /// The same for a configuration in the folder `base`. Without it, relative paths start from where the process runs.
+    #[must_use]
+    pub fn with_base(mut self, base: impl Into<PathBuf>) -> Self {
+        self.base = base.into();
+        self
+    }
+
+    /// The same with the table that the listener's `tls` names, if it names one. From now on a session of this transport
+    /// ends with `auth_expired` when the table's changed files no longer vouch for the certificate that its connection
+    /// has shown.
+    ///
+    /// To be called once. All transports on one bind are given the same table.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Option<Arc<Tls>>) -> Self {
+        if let Some(tls) = &tls {
+            let scope = Arc::downgrade(&self.scope);
+            tls.on_reload(move |judge| {
+                if let Some(scope) = scope.upgrade() {
+                    let over =
+                        scope.revoke_certificates(|certificate| judge.check(certificate).is_err());
+                    if over > 0 {
+                        info!(
+                            transport = %scope.name(), sessions = over,
+                            "Sessions have ended whose certificates are trusted no more."
+                        );
+                    }
+                }
+            });
+        }
+        self.tls = tls;
+        self
     }
 
     /// Takes the bind for a protocol of the transport's own.
     ///
     /// # Errors
-    /// [`BindError::Address`]: the system refuses the address, say because another transport has it.
+    /// [`BindError::Address`]: the system refuses the address, say because another transport has it, or the table that
+    /// the listener's `tls` names was not given to [`with_tls`](Self::with_tls).
     pub async fn stream(&self) -> Result<StreamListener, BindError> {
         let lifecycle = self.hub.lifecycle().clone();
-        StreamListener::bind(Arc::clone(&self.listener), self.door(), lifecycle)
+        self.secure(Alpn::None)
+            .and_then(|secure| {
+                StreamListener::bind(Arc::clone(&self.listener), secure, self.door(), lifecycle)
+            })
             .map_err(|source| self.refused(source))
     }
 
@@ -133,13 +186,14 @@ impl BindContext {
     /// The first of them gives the keys of the listener; that they agree is for the configuration to check.
     ///
     /// # Errors
-    /// [`BindError::Address`]: the system refuses the address.
+    /// [`BindError::Address`]: the system refuses the address, or as [`stream`](Self::stream).
     #[cfg(feature = "http")]
     pub async fn http(&self) -> Result<HttpListener, BindError> {
         let bind = || {
             HttpListener::new(
                 Arc::clone(&self.name),
                 Arc::clone(&self.listener),
+                self.secure(Alpn::Http)?,
                 self.door(),
                 self.hub.lifecycle().clone(),
             )
@@ -148,6 +202,30 @@ impl BindContext {
             .binds
             .listener(&self.name, &self.listener, bind)
             .map_err(|source| self.refused(source))
+    }
+
+    /// What connections shake hands by. Nothing is spoken in plain text because somebody forgot to hand over the table.
+    fn secure(&self, alpn: Alpn) -> io::Result<Option<Secure>> {
+        match (&self.listener.tls, &self.tls) {
+            (None, None) => Ok(None),
+            (Some(_), Some(tls)) => Ok(Some(Secure {
+                tls: Arc::clone(tls),
+                alpn,
+            })),
+            (Some(name), None) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the listener's tls = {name:?} was not loaded"),
+            )),
+            (None, Some(tls)) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the listener does not name {:?} as its tls", tls.name()),
+            )),
+        }
+    }
+
+    /// The caps of a listener of the transport's own, with nothing counted against them yet.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::new(Gate::new(Arc::clone(&self.listener), None, self.door()))
     }
 
     fn door(&self) -> Arc<dyn Door> {
@@ -160,7 +238,7 @@ impl BindContext {
     fn refused(&self, source: io::Error) -> BindError {
         BindError::Address {
             transport: Arc::clone(&self.name),
-            address: self.listener.bind,
+            address: self.listener.bind.into(),
             source,
         }
     }
@@ -197,7 +275,7 @@ pub enum BindError {
         /// The table's name.
         transport: Arc<str>,
         /// What the file says.
-        address: SocketAddr,
+        address: LocalAddr,
         /// Why.
         source: io::Error,
     },

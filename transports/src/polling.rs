@@ -4,7 +4,7 @@
 //! session's own business, so a client that goes away while its poll waits loses nothing: its request is dropped, its
 //! queue is not.
 
-use std::{borrow::Cow, future::ready, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,8 +17,8 @@ use hyper::body::{Body, Incoming};
 use serde::Deserialize;
 
 use crate::{
-    BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, Origins, ServeError,
-    Transport, TransportConfig, Wire,
+    BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
+    ServeError, Transport, TransportConfig, Wire,
     http::{self as web, Answer, BodyError, bad_request},
     origin,
 };
@@ -153,8 +153,8 @@ struct PollingTransport {
 
 #[async_trait]
 impl Transport for PollingTransport {
-    fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
+    fn local_addr(&self) -> LocalAddr {
+        self.listener.local_addr().into()
     }
 
     async fn serve(self: Box<Self>) -> Result<(), ServeError> {
@@ -345,7 +345,8 @@ impl Polling {
         let credentials = self.counted(web::credentials(&parts.headers).map_err(Refused::from))?;
         let media = Media::of(&parts.headers);
         let limit = LOGIN_BYTES.min(self.hub.limits().frame_bytes.0);
-        let (this, client, form) = (Arc::clone(self), peer.peer, CookieForm::of(peer));
+        let client = peer.logging_in(&parts.headers, &self.scope);
+        let (this, form) = (Arc::clone(self), CookieForm::of(peer));
         Ok(Work::other(async move {
             let body = this.read(body, limit).await?;
             this.counted(media.suits(&body))?;
@@ -485,7 +486,7 @@ impl Polling {
             form,
             &self.config.session_id,
         ))?;
-        let session = self.hub.find(&self.scope, &id)?;
+        let session = self.hub.find(&self.scope, &peer.peer, &id)?;
         Ok((session, place))
     }
 

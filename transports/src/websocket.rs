@@ -8,7 +8,6 @@ use std::{
     borrow::Cow,
     future::poll_fn,
     io::{self, Read, Write},
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -36,8 +35,8 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
-    BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, Origins, Permit,
-    ServeError, Transport, TransportConfig, Wire,
+    BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
+    Permit, ServeError, Transport, TransportConfig, Wire, duplex,
     http::{Answer, bad_request, credentials, refused, refused_as, upgraded},
     socket::Socket,
 };
@@ -145,8 +144,8 @@ struct WebSocket {
 
 #[async_trait]
 impl Transport for WebSocket {
-    fn local_addr(&self) -> SocketAddr {
-        self.listener.local_addr()
+    fn local_addr(&self) -> LocalAddr {
+        self.listener.local_addr().into()
     }
 
     async fn serve(self: Box<Self>) -> Result<(), ServeError> {
@@ -205,10 +204,11 @@ impl Upgrade {
         let credentials = credentials(handshake.headers()).map_err(|refusal| refused(&refusal))?;
         let permit = peer.admit_upgrade().map_err(|refusal| refused(&refusal))?;
 
-        let socket = Arc::new(Socket::default());
+        let client = peer.logging_in(handshake.headers(), &self.scope);
+        let socket = Arc::new(Socket::promised(peer.is_encrypted()));
         let mut session = self.hub.connect(
             &self.scope,
-            peer.peer,
+            client,
             Arc::clone(&socket) as _,
             Framing::WebSocket,
             // The clock of a log-in begins with the upgrade; what is before has limits of its own.
@@ -287,7 +287,7 @@ async fn serve(
     connection.unread = early;
     let reason = poll_fn(|cx| connection.poll(cx)).await;
     if reason != CloseReason::Disconnected {
-        connection.socket.close().await;
+        duplex::close(&*connection.socket).await;
     }
     drop(permit);
 }
@@ -349,7 +349,7 @@ impl Connection {
                 continue;
             }
             let socket = Arc::clone(&self.socket);
-            let read = socket.poll_read(cx, |bytes| {
+            let read = duplex::poll_read(&*socket, cx, |bytes| {
                 self.session.count_read(bytes.len());
                 let fed = self.feed(bytes);
                 self.unread = Bytes::copy_from_slice(&bytes[fed..]);

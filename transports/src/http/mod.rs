@@ -32,7 +32,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chinwag_core::{ErrorCode, Lifecycle, Peer, Refusal, RefusedReason};
+use chinwag_core::{ErrorCode, Lifecycle, Peer, Refusal, RefusedReason, Scope};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::{
     body::{Body, Incoming},
@@ -41,7 +41,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -53,8 +52,10 @@ pub use body::{BodyError, read as read_body};
 pub(crate) use host::Hosts;
 
 use crate::{
-    Accepted, BindError, ClientAddress, ListenerConfig, Permit, StreamListener, accept::Door,
-    address, origin::Scheme,
+    Accepted, BindError, ClientAddress, ListenerConfig, Permit, Stream, StreamListener,
+    accept::{Door, Secure},
+    address,
+    origin::Scheme,
 };
 use socket::{End, HttpSocket, Watch, drive};
 
@@ -87,10 +88,13 @@ pub struct HttpPeer {
     pub peer: Peer,
     /// Counts the connection; an upgraded one asks [`admit_upgrade`](Self::admit_upgrade) for its own.
     pub permit: Permit,
-    /// Whether the client is known to have come over TLS: a trusted proxy says so with `X-Forwarded-Proto: https`.
+    /// Whether the client is known to have come over TLS, to here or to a trusted proxy that says so with
+    /// `X-Forwarded-Proto: https`.
     pub secure: bool,
     /// Whether a header named the client, who was then not counted when the connection was accepted.
     named: bool,
+    /// Whether the connection goes through TLS, be it a proxy's.
+    is_encrypted: bool,
 }
 
 impl HttpPeer {
@@ -102,6 +106,12 @@ impl HttpPeer {
         } else {
             Scheme::Either
         }
+    }
+
+    /// Whether the socket that an upgrade yields goes through TLS.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.is_encrypted
     }
 
     /// Spends one of `connects_per_ip` for what is like a connection of the client's: a new session.
@@ -140,8 +150,27 @@ impl HttpPeer {
         Ok(permit)
     }
 
+    /// The client as a log-in over `scope` needs it: with those of `headers`, which are its request's, that the
+    /// authenticators ask for.
+    #[must_use]
+    pub fn logging_in(&self, headers: &HeaderMap, scope: &Scope) -> Peer {
+        let mut peer = self.peer.clone();
+        for name in scope.headers() {
+            let mut lines = headers.get_all(name).iter();
+            if let Some(first) = lines.next() {
+                let mut value = String::from_utf8_lossy(first.as_bytes()).into_owned();
+                for line in lines {
+                    value.push_str(", ");
+                    value.push_str(&String::from_utf8_lossy(line.as_bytes()));
+                }
+                peer.headers.push((name.clone(), value));
+            }
+        }
+        peer
+    }
+
     /// The sender of a request with `headers` on a connection of `peer`.
-    fn of(peer: Peer, permit: &Permit, headers: &HeaderMap) -> Self {
+    fn of(peer: &Peer, permit: &Permit, headers: &HeaderMap) -> Self {
         let config = permit.gate().config();
         let proxied =
             config.client_address == ClientAddress::XForwardedFor && config.trusts(peer.address);
@@ -149,7 +178,7 @@ impl HttpPeer {
             .then(|| address::forwarded(headers, config))
             .flatten();
         // The last proxy's word is the last of the list.
-        let secure = proxied
+        let says_https = proxied
             && headers
                 .get_all("x-forwarded-proto")
                 .iter()
@@ -157,10 +186,12 @@ impl HttpPeer {
                 .and_then(|line| line.as_bytes().rsplit(|&byte| byte == b',').next())
                 .is_some_and(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https"));
         Self {
-            peer: named.map_or(peer, address::named),
             permit: permit.clone(),
-            secure,
+            // The TLS of a proxy that names another is its own, and so is the certificate.
+            secure: says_https || (named.is_none() && peer.tls.is_some()),
             named: named.is_some(),
+            is_encrypted: peer.tls.is_some(),
+            peer: named.map_or_else(|| peer.clone(), address::named),
         }
     }
 }
@@ -169,7 +200,7 @@ impl HttpPeer {
 /// with the request and are counted as received already. `None`: the connection ended before.
 ///
 /// `upgrade` is what `hyper::upgrade::on(&mut request)` gives.
-pub async fn upgraded(upgrade: OnUpgrade) -> Option<(TcpStream, Bytes)> {
+pub async fn upgraded(upgrade: OnUpgrade) -> Option<(Stream, Bytes)> {
     let parts = upgrade
         .await
         .ok()?
@@ -261,11 +292,13 @@ impl HttpListener {
     pub(crate) fn new(
         name: Arc<str>,
         config: Arc<ListenerConfig>,
+        secure: Option<Secure>,
         door: Arc<dyn Door>,
         lifecycle: Lifecycle,
     ) -> io::Result<Self> {
         let hosts = Hosts::new(&config.hosts).map_err(io::Error::other)?;
-        let listener = StreamListener::bind(Arc::clone(&config), Arc::clone(&door), lifecycle)?;
+        let listener =
+            StreamListener::bind(Arc::clone(&config), secure, Arc::clone(&door), lifecycle)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 address: listener.local_addr(),
@@ -378,7 +411,7 @@ impl Client {
             let refusal = bad_request("There is nothing at this path.");
             return Err(refused_as(StatusCode::NOT_FOUND, &refusal));
         };
-        let peer = HttpPeer::of(self.peer, &self.permit, request.headers());
+        let peer = HttpPeer::of(&self.peer, &self.permit, request.headers());
         Ok((route, peer))
     }
 

@@ -25,14 +25,11 @@ use chinwag_core::{
 };
 use http::StatusCode;
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::{Client, answer};
-use crate::{ListenerConfig, accept::Door};
+use crate::{ListenerConfig, Stream, accept::Door};
 
 /// How long a connection that has brought a good request may rest before the next one. Proxies keep connections open
 /// for a minute and are surprised by a server that closes first.
@@ -302,9 +299,9 @@ pub(super) async fn drive(
     .await
 }
 
-/// A TCP socket that tells a [`Watch`] what goes through it.
+/// A socket that tells a [`Watch`] what goes through it.
 pub(super) struct HttpSocket {
-    socket: TcpStream,
+    socket: Stream,
     /// Bytes of the client's that were read and come before those of the socket.
     early: Bytes,
     client: Arc<Client>,
@@ -317,7 +314,7 @@ pub(super) struct HttpSocket {
 
 impl HttpSocket {
     /// `early`: bytes that were read with a PROXY header.
-    pub(super) fn new(socket: TcpStream, early: Bytes, client: Arc<Client>) -> Self {
+    pub(super) fn new(socket: Stream, early: Bytes, client: Arc<Client>) -> Self {
         if !early.is_empty() {
             client.watch.received(early.len());
         }
@@ -332,7 +329,7 @@ impl HttpSocket {
     }
 
     /// The socket, and bytes that come before those it has.
-    pub(super) fn into_parts(self) -> (TcpStream, Bytes) {
+    pub(super) fn into_parts(self) -> (Stream, Bytes) {
         (self.socket, self.early)
     }
 

@@ -20,7 +20,8 @@ impl Server {
         let lifecycle = Lifecycle::new();
         let door: Arc<dyn Door> = record.clone();
         let config = Arc::new(listener(config));
-        let listener = HttpListener::new("web".into(), config, door, lifecycle.clone()).unwrap();
+        let listener =
+            HttpListener::new("web".into(), config, None, door, lifecycle.clone()).unwrap();
         listener.route("/echo", Arc::new(Echo)).unwrap();
         for (path, route) in routes {
             listener.route(*path, Arc::clone(route)).unwrap();
@@ -215,16 +216,15 @@ async fn more_requests_than_a_buffer_holds_are_answered_in_order() {
         let (mut reader, mut writer) = server.connect().await.0.into_split();
         let requests: String = (0..1000).map(|number| form(&number.to_string())).collect();
         let sent = requests.len();
-        let saying =
-            tokio::spawn(
-                async move { writer.write_all(requests.as_bytes()).await.map(|()| writer) },
-            );
-        for number in 0..1000 {
-            let reply = read_reply(&mut reader).await;
-            assert_eq!(reply.status, 200, "{number}: {reply:?}");
-            assert_eq!(reply.object()["body"], number.to_string());
-        }
-        drop(saying.await.unwrap().unwrap());
+        let reading = async {
+            for number in 0..1000 {
+                let reply = read_reply(&mut reader).await;
+                assert_eq!(reply.status, 200, "{number}: {reply:?}");
+                assert_eq!(reply.object()["body"], number.to_string());
+            }
+        };
+        let (said, ()) = tokio::join!(writer.write_all(requests.as_bytes()), reading);
+        said.unwrap();
         assert_eq!(server.record.seen().received, sent);
     }
 }

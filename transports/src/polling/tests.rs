@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use chinwag_core::{
     ChainLink, HubConfig, Lifecycle, ScopeConfig, Telemetry,
     config::Rate,
@@ -214,12 +216,12 @@ impl Server {
         let mut config = HubConfig::default();
         config.server.workers = 1;
         configure(&mut config);
-        let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &["doorman"], &[]);
+        let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &["doorman"], &[], &[]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).unwrap();
         let transport = bind(&hub, polling, listener, &Listeners::new())
             .await
             .unwrap();
-        let address = transport.local_addr();
+        let address = transport.local_addr().ip().unwrap();
         hub.lifecycle()
             .spawn(async move { transport.serve().await.unwrap() });
         Self { hub, address }
@@ -274,6 +276,7 @@ async fn bind(
         auth: vec![ChainLink {
             revocations: chinwag_core::Revocations::default(),
             manager: None,
+            shadow: None,
             name: "doorman".into(),
             authenticator: Arc::new(Doorman),
             timeout: Duration::from_secs(5),
@@ -845,7 +848,7 @@ async fn a_drain_tells_every_client_that_polls() {
 
 #[tokio::test]
 async fn two_tables_on_one_bind_can_not_have_the_same_paths() {
-    let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &[], &[]);
+    let telemetry = Telemetry::new(&metrics::NoopRecorder, &["poll"], &[], &[], &[]);
     let hub = Hub::start(HubConfig::default(), telemetry, Lifecycle::new()).unwrap();
     let listeners = Listeners::new();
     let (polling, listener) = (json!({}), json!({}));
@@ -854,7 +857,7 @@ async fn two_tables_on_one_bind_can_not_have_the_same_paths() {
         panic!("two transports have one path");
     };
     assert!(matches!(error, BindError::Path { .. }), "{error}");
-    let taken = json!({ "bind": one.local_addr() });
+    let taken = json!({ "bind": one.local_addr().ip() });
     let Err(error) = bind(&hub, &polling, &taken, &Listeners::new()).await else {
         panic!("two listeners have one port");
     };

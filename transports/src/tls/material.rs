@@ -31,7 +31,7 @@ use rustls::{
 use webpki::BorrowedCertRevocationList;
 use x509_parser::{
     asn1_rs::{Any, BitString, Tag},
-    certificate::X509Certificate,
+    certificate::{Validity, X509Certificate},
     error::X509Error,
     extensions::GeneralName,
     prelude::FromDer,
@@ -50,6 +50,8 @@ use super::{
 const FILE_BYTES: u64 = 4 << 20;
 /// The most bytes of a list of revoked certificates.
 const CRL_BYTES: u64 = 64 << 20;
+/// How long before its end a certificate is warned of, in seconds.
+const SOON: u64 = 14 * 86_400;
 /// How many sessions are kept for clients of TLS 1.2 that know no tickets.
 const SESSIONS: usize = 1024;
 
@@ -385,6 +387,9 @@ impl Reading {
             } else if unix(validity.not_before) > self.now {
                 let begin = validity.not_before;
                 self.warn(path, format_args!("{name:?} is not valid before {begin}"));
+            } else if ends_soon(validity, self.now) {
+                let end = validity.not_after;
+                self.warn(path, format_args!("{name:?} ends soon, at {end}"));
             }
         }
         let ends = certificates
@@ -561,6 +566,14 @@ impl Reading {
     }
 }
 
+/// Whether there is little left: of time, and of what there was. A certificate that is made for a day has not ended soon
+/// the moment it is there.
+fn ends_soon(validity: &Validity, now: u64) -> bool {
+    let end = unix(validity.not_after);
+    let whole = end.saturating_sub(unix(validity.not_before));
+    end.saturating_sub(now) < SOON.min(whole / 5)
+}
+
 /// Whom the files trust.
 struct Trust {
     roots: Arc<RootCertStore>,
@@ -707,7 +720,7 @@ impl ClientCertVerifier for ClientVerifier {
 }
 
 /// A mistake in PEM, for people.
-struct Pem<'a>(&'a pem::Error);
+pub(super) struct Pem<'a>(pub(super) &'a pem::Error);
 
 impl fmt::Display for Pem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,9 +14,9 @@ mod certificate;
 mod failure;
 mod material;
 #[cfg(test)]
-mod pki;
+pub(crate) mod pki;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watch;
 
 use std::{
@@ -28,7 +28,7 @@ use std::{
 };
 
 use chinwag_core::{
-    Lifecycle, TlsExpiry, TlsFailure, TlsMetrics,
+    Lifecycle, TlsExpiry, TlsFailure, TlsLink, TlsMetrics,
     clock::{self, Instant, SystemWallClock, WallClock},
     config::Span,
     plugin::{BuildError, Certificate, TlsFacts},
@@ -36,7 +36,7 @@ use chinwag_core::{
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustls::{
     HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
-    pki_types::{CertificateDer, UnixTime},
+    pki_types::{CertificateDer, UnixTime, pem::PemObject},
 };
 use serde::Deserialize;
 use tokio::{
@@ -527,23 +527,19 @@ pub struct TlsPeer {
     judged: Mutex<Option<(u64, Instant)>>,
 }
 
-impl TlsPeer {
-    /// What is known of it.
-    #[must_use]
-    pub fn facts(&self) -> &Arc<TlsFacts> {
+impl TlsLink for TlsPeer {
+    fn facts(&self) -> &Arc<TlsFacts> {
         &self.facts
     }
 
-    /// Whether its certificate, where it has one, is still good: to be asked at each log-in, which may be long after
-    /// the handshake. Costs next to nothing while the files stay the same, for ten seconds at a time.
-    ///
-    /// # Errors
-    /// What is wrong with it. That was counted.
-    pub fn check(&self) -> Result<(), TlsFailure> {
+    /// Costs next to nothing while the files stay the same, for ten seconds at a time. What is found wrong is counted.
+    fn check(&self) -> Result<(), TlsFailure> {
         self.judge()
             .inspect_err(|failure| self.tls.failed(*failure, self.facts.remote))
     }
+}
 
+impl TlsPeer {
     fn judge(&self) -> Result<(), TlsFailure> {
         let Some(certificate) = &self.facts.certificate else {
             return Ok(());
@@ -607,6 +603,22 @@ pub fn facts(
         facts.certificate = Some(Arc::new(certificate));
     }
     Ok(facts)
+}
+
+/// Takes apart a client's certificate in PEM form, with what leads from it to a CA behind it; a private key among them
+/// is passed over. Whether it is any good is not looked at: see [`Tls::judge`].
+///
+/// # Errors
+/// A sentence on what is wrong with the text.
+pub fn read_certificate(pem: &[u8]) -> Result<Certificate, BuildError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let chain = chain.map_err(|error| BuildError::new(material::Pem(&error).to_string()))?;
+    if chain.is_empty() {
+        return Err(BuildError::new(
+            "has no certificate; it needs \"-----BEGIN CERTIFICATE-----\"",
+        ));
+    }
+    read(&chain).map_err(|_| BuildError::new("the first certificate is damaged"))
 }
 
 fn is_resumed(connection: &ServerConnection) -> bool {

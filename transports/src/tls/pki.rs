@@ -20,23 +20,23 @@ use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
 /// When these tests happen: in the year 2030.
-pub(super) const NOW: u64 = 1_900_000_000;
-pub(super) const DAY: u64 = 86_400;
+pub(crate) const NOW: u64 = 1_900_000_000;
+pub(crate) const DAY: u64 = 86_400;
 
 /// A clock that a test sets.
 #[derive(Debug)]
-pub(super) struct TestClock(AtomicU64);
+pub(crate) struct TestClock(AtomicU64);
 
 impl TestClock {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self(AtomicU64::new(NOW)))
     }
 
-    pub(super) fn advance(&self, seconds: u64) {
+    pub(crate) fn advance(&self, seconds: u64) {
         self.0.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    pub(super) fn rewind(&self, seconds: u64) {
+    pub(crate) fn rewind(&self, seconds: u64) {
         self.0.fetch_sub(seconds, Ordering::SeqCst);
     }
 }
@@ -48,12 +48,12 @@ impl WallClock for TestClock {
 }
 
 /// So many days from the present of these tests.
-pub(super) fn day(days: i64) -> OffsetDateTime {
+pub(crate) fn day(days: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(NOW.cast_signed()).unwrap() + Duration::days(days)
 }
 
 /// Parameters good for 100 days.
-pub(super) fn params(common_name: &str) -> CertificateParams {
+pub(crate) fn params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = day(-10);
     params.not_after = day(100);
@@ -72,24 +72,24 @@ fn ca_params(name: &str) -> CertificateParams {
 }
 
 /// A certificate with its key.
-pub(super) struct Identity {
-    pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: KeyPair,
+pub(crate) struct Identity {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: KeyPair,
 }
 
 impl Identity {
-    pub(super) fn key_der(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn key_der(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::try_from(self.key.serialize_der()).unwrap()
     }
 
     /// The same with `above` behind it.
-    pub(super) fn followed_by(mut self, above: &Authority) -> Self {
+    pub(crate) fn followed_by(mut self, above: &Authority) -> Self {
         self.chain.push(above.der());
         self
     }
 
     /// The same with its first certificate changed.
-    pub(super) fn altered(mut self, alter: impl FnOnce(&mut Vec<u8>)) -> Self {
+    pub(crate) fn altered(mut self, alter: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut der = self.chain[0].to_vec();
         alter(&mut der);
         self.chain[0] = der.into();
@@ -98,38 +98,38 @@ impl Identity {
 }
 
 /// Somebody who signs.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    pub(super) fn root(name: &str) -> Self {
+    pub(crate) fn root(name: &str) -> Self {
         Self::root_with(name, KeyPair::generate().unwrap())
     }
 
-    pub(super) fn root_with(name: &str, key: KeyPair) -> Self {
+    pub(crate) fn root_with(name: &str, key: KeyPair) -> Self {
         Self(CertifiedIssuer::self_signed(ca_params(name), key).unwrap())
     }
 
-    pub(super) fn under(&self, name: &str) -> Self {
+    pub(crate) fn under(&self, name: &str) -> Self {
         self.under_with(name, |_| ())
     }
 
-    pub(super) fn under_with(&self, name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Self {
+    pub(crate) fn under_with(&self, name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Self {
         let mut params = ca_params(name);
         edit(&mut params);
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::signed_by(params, key, &self.0).unwrap())
     }
 
-    pub(super) fn der(&self) -> CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         self.0.der().clone()
     }
 
-    pub(super) fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
     /// A client's certificate.
-    pub(super) fn client(&self, name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Identity {
+    pub(crate) fn client(&self, name: &str, edit: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = params(name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -139,7 +139,7 @@ impl Authority {
     }
 
     /// A client's certificate for a key that this test can't use: nobody gets as far as using it.
-    pub(super) fn client_with_key(&self, name: &str, spki: Spki) -> Identity {
+    pub(crate) fn client_with_key(&self, name: &str, spki: Spki) -> Identity {
         let certificate = params(name).signed_by(&spki, &*self.0).unwrap();
         Identity {
             chain: vec![certificate.der().clone()],
@@ -148,7 +148,7 @@ impl Authority {
     }
 
     /// A certificate for `localhost`.
-    pub(super) fn server(&self) -> Identity {
+    pub(crate) fn server(&self) -> Identity {
         self.client("server", |params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.subject_alt_names = vec![SanType::DnsName("localhost".try_into().unwrap())];
@@ -156,7 +156,7 @@ impl Authority {
     }
 
     /// A list that is good for 30 days from `issued` on, with these serial numbers.
-    pub(super) fn crl(&self, issued: i64, revoked: &[u64]) -> String {
+    pub(crate) fn crl(&self, issued: i64, revoked: &[u64]) -> String {
         crl(&self.0, issued, revoked)
     }
 }
@@ -182,14 +182,14 @@ fn crl(issuer: &Issuer<'_, KeyPair>, issued: i64, revoked: &[u64]) -> String {
 }
 
 /// A self-signed certificate.
-pub(super) fn self_signed(name: &str) -> Identity {
+pub(crate) fn self_signed(name: &str) -> Identity {
     let key = KeyPair::generate().unwrap();
     let chain = vec![params(name).self_signed(&key).unwrap().der().clone()];
     Identity { chain, key }
 }
 
 /// A certificate that somebody's own certificate, which is no CA's, has signed; with that one behind it.
-pub(super) fn signed_by_leaf(ca: &Authority) -> Identity {
+pub(crate) fn signed_by_leaf(ca: &Authority) -> Identity {
     let key = KeyPair::generate().unwrap();
     let leaf = params("leaf");
     let above = leaf.signed_by(&key, &*ca.0).unwrap();
@@ -201,11 +201,11 @@ pub(super) fn signed_by_leaf(ca: &Authority) -> Identity {
 }
 
 /// A public key as DER, of which no private half is needed.
-pub(super) struct Spki(Vec<u8>);
+pub(crate) struct Spki(Vec<u8>);
 
 impl Spki {
     /// RSA of 1024 bits.
-    pub(super) fn rsa_1024() -> Self {
+    pub(crate) fn rsa_1024() -> Self {
         Self::hex(
             "30819f300d06092a864886f70d010101050003818d0030818902818100f166474dcc7641d6510866\
              d82f0fea73e70e876d7dbde9d4de0e1f7ce9cacfedbc914edda23bff4ff10aa2b88919500ddbc0b7\
@@ -216,7 +216,7 @@ impl Spki {
     }
 
     /// The curve P-192.
-    pub(super) fn p192() -> Self {
+    pub(crate) fn p192() -> Self {
         Self::hex(
             "3049301306072a8648ce3d020106082a8648ce3d03010103320004dacc241a8364f09d612f68d0e5\
              ed3a3de9c6c2c587ce9aa184a9ad7290fed9066e2c92ecd8fad001395d1a0795fe4346",
@@ -248,34 +248,34 @@ impl PublicKeyData for Spki {
 }
 
 /// A folder with files.
-pub(super) struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// One with the files `server.pem` and `server.key`.
-    pub(super) fn of(server: &Identity) -> Self {
+    pub(crate) fn of(server: &Identity) -> Self {
         let folder = Self::new();
         folder.put_server(server);
         folder
     }
 
-    pub(super) fn put_server(&self, server: &Identity) {
+    pub(crate) fn put_server(&self, server: &Identity) {
         self.put("server.pem", pem("CERTIFICATE", &server.chain[0]));
         self.put("server.key", server.key.serialize_pem());
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub(super) fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }
 
-    pub(super) fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn put(&self, name: &str, content: impl AsRef<[u8]>) {
         fs::write(self.at(name), content).unwrap();
         #[cfg(unix)]
         {
@@ -285,7 +285,7 @@ impl Folder {
     }
 }
 
-pub(super) fn pem(kind: &str, der: &[u8]) -> String {
+pub(crate) fn pem(kind: &str, der: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in der.chunks(3) {

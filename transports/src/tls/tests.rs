@@ -24,18 +24,18 @@ use super::{
     *,
 };
 
-const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+pub(crate) const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
 /// A server with its own CA, that trusts the clients of another one, and its clock.
-struct World {
+pub(crate) struct World {
     server_ca: Authority,
-    ca: Authority,
-    folder: Folder,
+    pub(crate) ca: Authority,
+    pub(crate) folder: Folder,
     clock: Arc<TestClock>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_ca(Authority::root("clients"))
     }
 
@@ -51,6 +51,11 @@ impl World {
         }
     }
 
+    /// Another certificate of the server's.
+    pub(crate) fn server(&self) -> Identity {
+        self.server_ca.server()
+    }
+
     async fn try_load(&self, table: &str) -> Result<Arc<Tls>, Vec<BuildError>> {
         let table = format!("{{\"cert\":\"server.pem\",\"key\":\"server.key\"{table}}}");
         let config: TlsConfig = serde_json::from_str(&table).unwrap();
@@ -59,17 +64,17 @@ impl World {
         config.load(cx).await
     }
 
-    async fn load(&self, table: &str) -> Arc<Tls> {
+    pub(crate) async fn load(&self, table: &str) -> Arc<Tls> {
         self.try_load(table).await.unwrap()
     }
 
     /// One that asks for certificates, and knows a list of revoked ones.
-    async fn load_strict(&self, revoked: &[u64]) -> Arc<Tls> {
+    pub(crate) async fn load_strict(&self, revoked: &[u64]) -> Arc<Tls> {
         self.folder.put("crl.pem", self.ca.crl(-1, revoked));
         self.load(STRICT).await
     }
 
-    fn client(&self, version: &'static SupportedProtocolVersion) -> ClientBuilder {
+    pub(crate) fn client(&self, version: &'static SupportedProtocolVersion) -> ClientBuilder {
         let mut roots = RootCertStore::empty();
         roots.add(self.server_ca.der()).unwrap();
         ClientBuilder {
@@ -80,16 +85,17 @@ impl World {
     }
 }
 
-const STRICT: &str = ",\"client_ca\":\"ca.pem\",\"client_cert\":\"required\",\"crl\":[\"crl.pem\"]";
+pub(crate) const STRICT: &str =
+    ",\"client_ca\":\"ca.pem\",\"client_cert\":\"required\",\"crl\":[\"crl.pem\"]";
 
-struct ClientBuilder {
+pub(crate) struct ClientBuilder {
     roots: RootCertStore,
     version: &'static SupportedProtocolVersion,
     clock: Arc<TestClock>,
 }
 
 impl ClientBuilder {
-    fn with(self, identity: Option<&Identity>) -> ClientConfig {
+    pub(crate) fn with(self, identity: Option<&Identity>) -> ClientConfig {
         let provider = Arc::new(default_provider());
         let clock = Arc::new(Wall(self.clock));
         let builder = ClientConfig::builder_with_details(Arc::clone(&provider), clock)
@@ -183,7 +189,7 @@ async fn refuses(world: &World, tls: &Arc<Tls>, cases: &[(&str, Option<&Identity
 
 /// Remembers what was counted and set.
 #[derive(Default)]
-struct Numbers(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+pub(crate) struct Numbers(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
 
 impl Numbers {
     fn at(&self, key: &Key) -> Arc<AtomicU64> {
@@ -195,7 +201,7 @@ impl Numbers {
         Arc::clone(self.0.lock().entry(name).or_default())
     }
 
-    fn counted(&self, name: &str) -> u64 {
+    pub(crate) fn counted(&self, name: &str) -> u64 {
         let value = self.0.lock().get(name).cloned();
         value
             .unwrap_or_else(|| panic!("{name} is not registered"))
@@ -225,7 +231,7 @@ impl Recorder for Numbers {
     }
 }
 
-fn followed(tls: &Arc<Tls>) -> (Numbers, Lifecycle) {
+pub(crate) fn followed(tls: &Arc<Tls>) -> (Numbers, Lifecycle) {
     let (numbers, lifecycle) = (Numbers::default(), Lifecycle::new());
     let metrics = TlsMetrics::register(&numbers, "public", &tls.expiring());
     tls.follow(&lifecycle, metrics);
@@ -419,6 +425,13 @@ async fn what_is_odd_but_works_is_a_warning() {
             "\"CN=server\" is not valid before",
         ),
         (
+            |params| {
+                params.not_before = day(-76);
+                params.not_after = day(13);
+            },
+            "\"CN=server\" ends soon, at",
+        ),
+        (
             |params| params.subject_alt_names.clear(),
             "no DNS name or address",
         ),
@@ -437,6 +450,11 @@ async fn what_is_odd_but_works_is_a_warning() {
             "{warning}"
         );
     }
+    server(|params| {
+        params.not_before = day(-1);
+        params.not_after = day(1);
+    });
+    assert_eq!(world.load("").await.warnings(), [""; 0], "short, and fresh");
     server(|_| ());
     let mut chain = std::fs::read(world.folder.at("server.pem")).unwrap();
     chain.extend(world.ca.pem().bytes());
@@ -774,7 +792,7 @@ async fn a_list_may_be_der() {
         .ca
         .client("bob", |params| params.serial_number = Some(13.into()));
     let list = world.ca.crl(-1, &[13]);
-    let der = <rustls::pki_types::CertificateRevocationListDer<'_> as rustls::pki_types::pem::PemObject>::from_pem_slice(
+    let der = <rustls::pki_types::CertificateRevocationListDer<'_> as PemObject>::from_pem_slice(
         list.as_bytes(),
     )
     .unwrap();
