@@ -30,7 +30,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chinwag_core::plugin::{
     self, AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError,
-    Principal, Verdict,
+    Denial, Principal, Verdict,
 };
 use precis_core::profile::PrecisFastInvocation;
 use precis_profiles::UsernameCasePreserved;
@@ -106,18 +106,21 @@ impl Authenticator for CertificateAuthenticator {
         let from = self.table.user;
         let name = match from.name(certificate) {
             Ok(name) => name,
-            Err(reason) => {
+            Err(Nameless(denial, reason)) => {
                 // Whoever signed it should know.
                 info!(
                     authenticator = %self.name, fingerprint = certificate.fingerprint, reason,
                     "A client's certificate names nobody."
                 );
-                return Verdict::deny(reason);
+                return Verdict::deny_for(denial, reason);
             }
         };
         let is_other = |user: &String| from.canonical(user).as_ref() != Ok(&name);
         if credentials.user.as_ref().is_some_and(is_other) {
-            return Verdict::deny("the user is not the one that the certificate names");
+            return Verdict::deny_for(
+                Denial::OtherUser,
+                "the user is not the one that the certificate names",
+            );
         }
         let mut principal = Principal::vouched(name).with_roles(self.table.roles.clone());
         principal.expires_at = Some(certificate.expires_at);
@@ -126,9 +129,13 @@ impl Authenticator for CertificateAuthenticator {
     }
 }
 
+/// Why a certificate names nobody: as it is counted, and in words.
+#[derive(Debug, PartialEq, Eq)]
+struct Nameless(Denial, &'static str);
+
 impl NameFrom {
     /// The one name in a certificate, or why it has none.
-    fn name(self, certificate: &plugin::Certificate) -> Result<String, &'static str> {
+    fn name(self, certificate: &plugin::Certificate) -> Result<String, Nameless> {
         let names = match self {
             Self::SanEmail => &certificate.emails,
             Self::SanDns => &certificate.dns_names,
@@ -136,38 +143,57 @@ impl NameFrom {
             Self::SubjectCn => &certificate.common_names,
         };
         match names.as_slice() {
-            [] => Err("the certificate has no name of the configured kind"),
+            [] => Err(Nameless(
+                Denial::NoName,
+                "the certificate has no name of the configured kind",
+            )),
             [name] => self.canonical(name),
-            _ => Err("the certificate has more than one name of the configured kind"),
+            _ => Err(Nameless(
+                Denial::ManyNames,
+                "the certificate has more than one name of the configured kind",
+            )),
         }
     }
 
     /// The one form of a name, or why it is none.
-    fn canonical(self, name: &str) -> Result<String, &'static str> {
+    fn canonical(self, name: &str) -> Result<String, Nameless> {
+        let bad = |reason| Nameless(Denial::BadName, reason);
         if name.is_empty() {
-            return Err("the name in the certificate is empty");
+            return Err(Nameless(
+                Denial::NoName,
+                "the name in the certificate is empty",
+            ));
         }
         if name.contains('*') {
-            return Err("the name in the certificate has a wildcard");
+            return Err(bad("the name in the certificate has a wildcard"));
         }
         if name.contains('\u{fffd}') {
-            return Err("the name in the certificate is no text");
+            return Err(bad("the name in the certificate is no text"));
         }
         if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err("the name in the certificate has a space or a control character");
+            return Err(bad(
+                "the name in the certificate has a space or a control character",
+            ));
         }
         if name.chars().count() > NAME_CHARS {
-            return Err("the name in the certificate is too long");
+            return Err(bad("the name in the certificate is too long"));
         }
         match self {
-            Self::SanEmail => email(name).ok_or("the certificate's e-mail address is malformed"),
-            Self::SanDns => domain(name).ok_or("the certificate's DNS name is malformed"),
-            Self::SanUri => uri(name).ok_or("the certificate's URI is malformed"),
+            Self::SanEmail => {
+                email(name).ok_or_else(|| bad("the certificate's e-mail address is malformed"))
+            }
+            Self::SanDns => {
+                domain(name).ok_or_else(|| bad("the certificate's DNS name is malformed"))
+            }
+            Self::SanUri => uri(name).ok_or_else(|| bad("the certificate's URI is malformed")),
             Self::SubjectCn => {
                 if is_plain(name) {
                     Ok(name.to_owned())
                 } else {
-                    Err("the name in the certificate can be mistaken for another")
+                    Err(Nameless(
+                        Denial::LookAlike,
+                        "the name in the certificate can be mistaken for another",
+                    ))
                 }
             }
         }
@@ -291,12 +317,13 @@ mod tests {
         }
     }
 
-    fn denied(verdict: Verdict) -> &'static str {
+    fn denied(verdict: Verdict) -> (Denial, String) {
         match verdict {
             Verdict::Deny {
+                denial,
                 reason,
                 public: None,
-            } => reason,
+            } => (denial, reason.into_owned()),
             verdict => panic!("{verdict:?}"),
         }
     }
@@ -365,7 +392,9 @@ mod tests {
                 let name = allowed(verdict).name;
                 assert_eq!(name, PrincipalName::Vouched(ALICE.into()));
             } else {
-                assert!(denied(verdict).contains("not the one"), "{user}");
+                let (denial, reason) = denied(verdict);
+                assert_eq!(denial, Denial::OtherUser, "{user}");
+                assert!(reason.contains("not the one"), "{user}: {reason}");
             }
         }
     }
@@ -380,10 +409,10 @@ mod tests {
             })
         };
         for (user, name) in [
-            ("san-email", Err("more than one")),
+            ("san-email", Err((Denial::ManyNames, "more than one"))),
             ("san-dns", Ok("alice.example.org")),
-            ("san-uri", Err("no name")),
-            ("subject-cn", Err("more than one")),
+            ("san-uri", Err((Denial::NoName, "no name"))),
+            ("subject-cn", Err((Denial::ManyNames, "more than one"))),
         ] {
             let table = format!("user = \"{user}\"");
             let verdict = judge(&table, Credentials::default(), Some(many())).await;
@@ -392,7 +421,11 @@ mod tests {
                     let found = allowed(verdict).name;
                     assert_eq!(found, PrincipalName::Vouched(name.into()));
                 }
-                Err(reason) => assert!(denied(verdict).contains(reason), "{user}"),
+                Err((denial, words)) => {
+                    let (found, reason) = denied(verdict);
+                    assert_eq!(found, denial, "{user}");
+                    assert!(reason.contains(words), "{user}: {reason}");
+                }
             }
         }
     }
@@ -451,8 +484,11 @@ mod tests {
                 ("al\u{fffd}ce", "no text"),
                 (&long, "too long"),
             ] {
-                let refused = from.canonical(name).unwrap_err();
+                let Nameless(denial, refused) = from.canonical(name).unwrap_err();
                 assert!(refused.contains(reason), "{from:?} {name:?}: {refused}");
+                let is_empty = name.is_empty();
+                assert_eq!(denial == Denial::NoName, is_empty, "{denial:?}");
+                assert_eq!(denial == Denial::BadName, !is_empty, "{denial:?}");
             }
         }
     }
@@ -512,7 +548,8 @@ mod tests {
             ),
         ] {
             for name in names {
-                let refused = from.canonical(name).unwrap_err();
+                let Nameless(denial, refused) = from.canonical(name).unwrap_err();
+                assert_eq!(denial, Denial::BadName, "{name}");
                 assert!(refused.contains("malformed"), "{name}: {refused}");
             }
         }
@@ -535,7 +572,8 @@ mod tests {
             ("u\u{308}nsal", "a mark apart from its letter"),
             ("αlice", "a Greek alpha among Latin letters"),
         ] {
-            let refused = NameFrom::SubjectCn.canonical(name).unwrap_err();
+            let Nameless(denial, refused) = NameFrom::SubjectCn.canonical(name).unwrap_err();
+            assert_eq!(denial, Denial::LookAlike, "{what}");
             assert!(refused.contains("mistaken"), "{what}: {refused}");
         }
     }

@@ -2,12 +2,7 @@
 //!
 //! What it reads and what it may write is in `docs/callouts.md`.
 
-use std::{
-    env, fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chinwag_core::{
@@ -17,20 +12,16 @@ use chinwag_core::{
     },
 };
 use serde::Deserialize;
-use tracing::warn;
 
 use crate::callout::{
-    RETRY, Secrets, call_timeout,
+    Doubt, Secrets, call_timeout,
     contract::{self, Headers},
-    programs::{Programs, Settings},
-    spread, within,
+    programs::{Launch, Programs, Settings},
+    within,
 };
 
 /// The longest answer.
 const ANSWER_BYTES: usize = 64 << 10;
-const MAX_PROGRAMS: usize = 256;
-const MAX_IN_FLIGHT: usize = 1000;
-const MAX_QUEUE: usize = 10_000;
 
 /// The table of an authenticator that asks programs.
 ///
@@ -72,7 +63,7 @@ pub struct Exec {
     pub call_timeout: Option<Span>,
 }
 
-fn default_environment() -> Vec<String> {
+pub(crate) fn default_environment() -> Vec<String> {
     vec!["PATH".to_owned()]
 }
 
@@ -84,7 +75,7 @@ const fn default_in_flight() -> usize {
     1
 }
 
-const fn default_queue() -> usize {
+pub(crate) const fn default_queue() -> usize {
     1000
 }
 
@@ -100,101 +91,61 @@ impl AuthenticatorConfig for Exec {
 
 impl Exec {
     fn start(self, cx: &AuthenticatorContext) -> Result<ExecAuthenticator, BuildError> {
-        let numbers = [
-            ("programs", self.programs, 1, MAX_PROGRAMS),
-            ("in_flight", self.in_flight, 1, MAX_IN_FLIGHT),
-            ("queue", self.queue, 0, MAX_QUEUE),
-        ];
-        for (key, value, least, most) in numbers {
-            if !(least..=most).contains(&value) {
-                return Err(BuildError::key(
-                    key,
-                    format!("`{key}` is {least} to {most}"),
-                ));
-            }
-        }
-        let Some((program, arguments)) = self.command.split_first() else {
-            return Err(BuildError::key(
-                "command",
-                "`command` names a program and its arguments",
-            ));
+        let table = format!("authenticators.{}", cx.name);
+        let launch = Launch {
+            command: &self.command,
+            environment: &self.environment,
+            programs: self.programs,
+            in_flight: self.in_flight,
+            queue: self.queue,
         };
-        let program = find(program, &cx.base)?;
-        let environment = self.environment.iter().filter_map(|name| {
-            let value = env::var_os(name);
-            if value.is_none() {
-                warn!(authenticator = %cx.name, variable = name, "There is no such variable.");
-            }
-            Some((name.clone(), value?))
-        });
+        let ready = launch.resolve(&cx.base, &table)?;
         let timeout = within(cx.timeout);
         let settings = Settings {
-            name: cx.name.clone(),
-            program,
-            arguments: arguments.to_vec(),
+            table,
+            meter: cx.meter.clone(),
+            program: ready.program,
+            arguments: ready.arguments,
             folder: cx.base.clone(),
-            environment: environment.collect(),
+            environment: ready.environment,
             programs: self.programs,
             in_flight: self.in_flight,
             queue: self.queue,
             call_timeout: call_timeout(self.call_timeout, timeout)?,
             timeout,
             answer_bytes: ANSWER_BYTES,
+            unasked: None,
         };
         Ok(ExecAuthenticator {
-            name: cx.name.clone(),
             headers: self.headers,
             programs: Programs::new(settings, &cx.lifecycle),
         })
     }
 }
 
-/// The file to run for `program`.
-fn find(program: &str, base: &Path) -> Result<PathBuf, BuildError> {
-    let is_program = |path: &PathBuf| {
-        fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
-    };
-    let refuse = |why: String| BuildError::key("command", why);
-    if program.contains('/') {
-        // The program runs in another folder than the server.
-        let path = std::path::absolute(base.join(program))
-            .map_err(|error| refuse(format!("{program:?} can't be found: {error}")))?;
-        let wrong = format!("{} is no file that may be executed", path.display());
-        return Some(path).filter(is_program).ok_or_else(|| refuse(wrong));
-    }
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut candidates = env::split_paths(&path).map(|folder| folder.join(program));
-    candidates.find(is_program).ok_or_else(|| {
-        refuse(format!(
-            "{program:?} is not in PATH; beside the configuration it is \"./{program}\""
-        ))
-    })
-}
-
 struct ExecAuthenticator {
-    name: String,
     headers: Headers,
     programs: Programs,
 }
 
 #[async_trait]
 impl Authenticator for ExecAuthenticator {
+    fn headers(&self) -> &[String] {
+        self.headers.names()
+    }
+
     async fn authenticate(&self, request: &AuthRequest) -> Verdict {
         let id = self.programs.id();
         let Some(question) = contract::ask(request, &self.headers, Some(id)) else {
             return Verdict::Abstain;
         };
         let secrets = Secrets::of(&request.credentials);
-        let answer = match self.programs.ask(id, question, secrets).await {
-            Ok(answer) => answer,
-            Err(retry) => return Verdict::Unavailable { retry },
-        };
-        contract::read(&answer, request, &self.name).unwrap_or_else(|error| {
-            warn!(authenticator = %self.name, error, "A program's answer makes no sense.");
-            Verdict::Unavailable {
-                retry: spread(RETRY),
-            }
-        })
+        let doubt = Doubt::default();
+        let read = |answer: &[u8]| contract::read(answer, request);
+        let answer = self.programs.ask(id, question, secrets, read, &doubt);
+        answer
+            .await
+            .unwrap_or_else(|retry| Verdict::Unavailable { retry })
     }
 }
 

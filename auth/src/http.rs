@@ -16,10 +16,9 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::callout::{
-    call_timeout,
-    client::{Bearer, Client, Question, Reach, Settings, endpoints},
+    Doubt, call_timeout,
+    client::{Access, Client, Question, Reach, Settings, endpoints},
     contract::{self, Headers},
-    tls::TlsFiles,
     within,
 };
 
@@ -78,11 +77,11 @@ pub(crate) const fn default_connect_timeout() -> Span {
     Span::millis(500)
 }
 
-const fn default_calls() -> usize {
+pub(crate) const fn default_calls() -> usize {
     64
 }
 
-const fn default_queue() -> usize {
+pub(crate) const fn default_queue() -> usize {
     1000
 }
 
@@ -102,35 +101,20 @@ impl Http {
         cx: &AuthenticatorContext,
         reach: Reach,
     ) -> Result<HttpAuthenticator, BuildError> {
-        let base = |path: PathBuf| cx.base.join(path);
-        let bearer = match (self.bearer, self.bearer_file) {
-            (Some(_), Some(_)) => {
-                return Err(BuildError::key(
-                    "bearer_file",
-                    "there is `bearer` and `bearer_file`: leave one out",
-                ));
-            }
-            (Some(token), None) => Some(Bearer::Token(token)),
-            (None, file) => file.map(base).map(Bearer::File),
+        let access = Access {
+            bearer: self.bearer,
+            bearer_file: self.bearer_file,
+            ca: self.ca,
+            cert: self.cert,
+            key: self.key,
         };
-        let identity = match (self.cert, self.key) {
-            (None, None) => None,
-            (Some(cert), Some(key)) => Some((base(cert), base(key))),
-            (cert, _) => {
-                return Err(BuildError::key(
-                    if cert.is_some() { "cert" } else { "key" },
-                    "`cert` and `key` go together",
-                ));
-            }
-        };
+        let (bearer, tls) = access.resolve(&cx.base)?;
         let timeout = within(cx.timeout);
         let settings = Settings {
-            name: cx.name.clone(),
+            table: format!("authenticators.{}", cx.name),
+            meter: cx.meter.clone(),
             endpoints: endpoints("endpoints", &self.endpoints, self.insecure)?,
-            tls: TlsFiles {
-                ca: self.ca.map(base),
-                identity,
-            },
+            tls,
             bearer,
             reach,
             connect_timeout: self.connect_timeout.0,
@@ -141,7 +125,6 @@ impl Http {
             answer_bytes: ANSWER_BYTES,
         };
         Ok(HttpAuthenticator {
-            name: cx.name.clone(),
             headers: self.headers,
             client: Client::start(settings, &cx.lifecycle).await?,
         })
@@ -149,13 +132,16 @@ impl Http {
 }
 
 struct HttpAuthenticator {
-    name: String,
     headers: Headers,
     client: Arc<Client>,
 }
 
 #[async_trait]
 impl Authenticator for HttpAuthenticator {
+    fn headers(&self) -> &[String] {
+        self.headers.names()
+    }
+
     async fn authenticate(&self, request: &AuthRequest) -> Verdict {
         let Some(body) = contract::ask(request, &self.headers, None) else {
             return Verdict::Abstain;
@@ -164,9 +150,9 @@ impl Authenticator for HttpAuthenticator {
             method: Method::POST,
             body: body.into(),
         };
-        let answer = self.client.ask(&question, |answer| {
-            contract::read(answer, request, &self.name)
-        });
+        let doubt = Doubt::default();
+        let read = |answer: &[u8]| contract::read(answer, request);
+        let answer = self.client.ask(&question, read, &doubt);
         answer
             .await
             .unwrap_or_else(|retry| Verdict::Unavailable { retry })

@@ -15,7 +15,7 @@ use chinwag_core::{
     clock::{SystemWallClock, WallClock},
     config::Span,
     plugin::{
-        AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError,
+        AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Denial,
         Principal, Verdict,
     },
 };
@@ -188,7 +188,8 @@ impl Jwt {
     ) -> Result<Arc<Remote>, BuildError> {
         let timeout = within(cx.timeout);
         let settings = Settings {
-            name: cx.name.clone(),
+            table: format!("authenticators.{}", cx.name),
+            meter: cx.meter.clone(),
             endpoints: endpoints("jwks", &[url.to_owned()], self.insecure)?,
             tls: TlsFiles {
                 ca: self.ca.as_ref().map(|ca| cx.base.join(ca)),
@@ -291,7 +292,7 @@ impl Authenticator for JwtAuthenticator {
             return Verdict::Abstain;
         };
         let Some(claims) = &token.claims else {
-            return Verdict::deny("the token has no claims");
+            return Verdict::deny_for(Denial::Malformed, "the token has no claims");
         };
         if let Some(issuer) = &self.table.issuer
             && claims.get("iss").and_then(Value::as_str) != Some(issuer)
@@ -299,16 +300,26 @@ impl Authenticator for JwtAuthenticator {
             return Verdict::Abstain;
         }
         if token.header.crit.is_some() {
-            return Verdict::deny("the token demands what is not understood here");
+            return Verdict::deny_for(
+                Denial::Malformed,
+                "the token demands what is not understood here",
+            );
         }
         let algorithm = token.header.alg.parse::<Algorithm>().ok();
         let Some(algorithm) = algorithm.filter(|it| self.allowed.contains(it)) else {
-            return Verdict::deny("the token is not signed with an allowed algorithm");
+            return Verdict::deny_for(
+                Denial::Signature,
+                "the token is not signed with an allowed algorithm",
+            );
         };
         match self.signature(&token, algorithm).await {
             Ok(Signature::Right) => {}
-            Ok(Signature::Wrong) => return Verdict::deny("the token's signature is wrong"),
-            Ok(Signature::NoKey) => return Verdict::deny("the token's key is unknown"),
+            Ok(Signature::Wrong) => {
+                return Verdict::deny_for(Denial::Signature, "the token's signature is wrong");
+            }
+            Ok(Signature::NoKey) => {
+                return Verdict::deny_for(Denial::Signature, "the token's key is unknown");
+            }
             Err(retry) => return Verdict::Unavailable { retry },
         }
         self.judge(claims, credentials.user.as_deref())
@@ -337,32 +348,33 @@ impl JwtAuthenticator {
         let now = self.clock.unix_millis();
         let leeway = table.leeway.as_millis();
         let Some(expires) = claims.get("exp").and_then(millis) else {
-            return Verdict::deny("the token does not say when it expires");
+            return Verdict::deny_for(Denial::Malformed, "the token does not say when it expires");
         };
         let expires_at = expires.saturating_add(leeway);
         if expires_at <= now {
             return Verdict::Deny {
-                reason: "the token has expired",
+                denial: Denial::Expired,
+                reason: "the token has expired".into(),
                 public: Some("The token has expired; get a new one.".to_owned()),
             };
         }
         match claims.get("nbf").map(millis) {
             None => {}
             Some(Some(from)) if from <= now.saturating_add(leeway) => {}
-            Some(_) => return Verdict::deny("the token is not valid yet"),
+            Some(_) => return Verdict::deny_for(Denial::NotYetValid, "the token is not valid yet"),
         }
         if !self.is_for_us(claims.get("aud")) {
-            return Verdict::deny("the token is for somebody else");
+            return Verdict::deny_for(Denial::Audience, "the token is for somebody else");
         }
         let name = claim(claims, &table.name).and_then(Value::as_str);
         let Some(name) = name.filter(|name| is_name(name)) else {
-            return Verdict::deny("the token has no proper name");
+            return Verdict::deny_for(Denial::BadName, "the token has no proper name");
         };
         if user.is_some_and(|user| user != name) {
-            return Verdict::deny("the token is another user's");
+            return Verdict::deny_for(Denial::OtherUser, "the token is another user's");
         }
         let Some(roles) = self.roles(claims) else {
-            return Verdict::deny("the token's roles are not words");
+            return Verdict::deny_for(Denial::Malformed, "the token's roles are not words");
         };
         let mut principal = Principal::vouched(name).with_roles(roles);
         principal.expires_at = Some(expires_at);

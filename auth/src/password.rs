@@ -44,11 +44,11 @@ use chinwag_core::{
     Revocations,
     plugin::{
         AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError,
-        Credentials, Principal, Verdict,
+        Credentials, Denial, Principal, Verdict,
     },
 };
 use parking_lot::RwLock;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
 use tracing::{error, info, warn};
@@ -230,19 +230,13 @@ struct PasswordAuthenticator {
 #[async_trait]
 impl Authenticator for PasswordAuthenticator {
     async fn authenticate(&self, request: &AuthRequest) -> Verdict {
-        let Credentials {
-            user: Some(user),
-            password: Some(password),
-            token: None,
-            ..
-        } = &request.credentials
-        else {
+        let Some((user, password)) = presented(&request.credentials) else {
             return Verdict::Abstain;
         };
         let users = Arc::clone(&self.users.read());
         let known = users.by_name.get(user);
         let wrong = if known.is_some() {
-            Verdict::deny("wrong password")
+            Verdict::deny_for(Denial::WrongSecret, "wrong password")
         } else {
             Verdict::Abstain
         };
@@ -250,14 +244,7 @@ impl Authenticator for PasswordAuthenticator {
             return wrong;
         }
         let hash = known.map_or_else(|| users.decoy(&self.order, user), |user| &user.hash);
-        let (hash, password) = (Arc::clone(hash), password.clone());
-        let most = users.blocks;
-        let check = self.pool.run(move |memory| {
-            // A hash that the file no longer has may have been larger than all that it has now.
-            memory.limit(most);
-            hash.check(&password, memory)
-        });
-        match (check.await, known) {
+        match (self.check(&users, hash, password).await, known) {
             (Ok(Ok(true)), Some(user)) => Verdict::Allow(
                 Principal::vouched(user.name.as_str()).with_roles(user.roles.clone()),
             ),
@@ -273,9 +260,49 @@ impl Authenticator for PasswordAuthenticator {
             (Err(Undone::Full), _) => Verdict::Unavailable { retry: RETRY },
         }
     }
+
+    async fn pretend(&self, request: &AuthRequest) {
+        if let Some((user, password)) = presented(&request.credentials)
+            && password.expose_secret().len() <= PASSWORD_BYTES
+        {
+            let users = Arc::clone(&self.users.read());
+            // Whatever comes of it: the verdict is another's.
+            let _ = self
+                .check(&users, users.decoy(&self.order, user), password)
+                .await;
+        }
+    }
+}
+
+/// The user and the password of a log-in with both.
+fn presented(credentials: &Credentials) -> Option<(&String, &SecretString)> {
+    match credentials {
+        Credentials {
+            user: Some(user),
+            password: Some(password),
+            token: None,
+            ..
+        } => Some((user, password)),
+        _ => None,
+    }
 }
 
 impl PasswordAuthenticator {
+    async fn check(
+        &self,
+        users: &Users,
+        hash: &Arc<Hash>,
+        password: &SecretString,
+    ) -> Result<Result<bool, HashFailed>, Undone> {
+        let (hash, password, most) = (Arc::clone(hash), password.clone(), users.blocks);
+        let check = self.pool.run(move |memory| {
+            // A hash that the file no longer has may have been larger than all that it has now.
+            memory.limit(most);
+            hash.check(&password, memory)
+        });
+        check.await
+    }
+
     fn read(&self) -> Result<Users, FileError> {
         Users::read(&self.path, &self.order)
     }
@@ -418,8 +445,9 @@ mod tests {
         matches!(
             verdict,
             Verdict::Deny {
-                reason: "wrong password",
-                public: None
+                denial: Denial::WrongSecret,
+                public: None,
+                ..
             }
         )
     }
@@ -550,6 +578,35 @@ mod tests {
         drop(gates);
         tasks.join_all().await;
         assert!(matches!(log_in(&staff, "bob", "a").await, Verdict::Abstain));
+    }
+
+    #[tokio::test]
+    async fn what_it_pretends_is_a_hash_like_any_other() {
+        let folder = folder(&format!("alice:{}\n", cheap("a")));
+        let table = "file = \"users\"\nhash_threads = 1\nhash_queue = 1";
+        let staff = start(table, &folder).await;
+        let request = |credentials| {
+            AuthRequest::new(credentials, "web".into(), IpAddr::from(Ipv4Addr::LOCALHOST))
+        };
+        let (gates, tasks) = occupy(&staff, 1).await;
+        for user in ["alice", "bob"] {
+            let request = request(Credentials::password(user, "a"));
+            let mut pretend = Box::pin(staff.pretend(&request));
+            assert!(poll_once(pretend.as_mut()).await.is_none(), "it waits");
+        }
+        let long = "x".repeat(PASSWORD_BYTES + 1);
+        for other in [
+            Credentials::token("t"),
+            Credentials::name("alice"),
+            Credentials::password("alice", long),
+        ] {
+            at_once(staff.pretend(&request(other))).await;
+        }
+        drop(gates);
+        tasks.join_all().await;
+        staff
+            .pretend(&request(Credentials::password("bob", "a")))
+            .await;
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! - At most so many calls are in flight and so many wait for their turn; what comes beyond that is
 //!   turned away at once.
 //! - A call has a limit, reaching an endpoint a shorter one, and all tries together that of the
-//!   authenticator. A call that fails goes on to the next endpoint while there is time.
+//!   table. A call that fails goes on to the next endpoint while there is time.
 //! - Only a complete, well-formed answer with status 200 counts. Redirects are not followed and
 //!   proxies of the environment not used: the request carries credentials, and goes where the
 //!   configuration says.
@@ -26,9 +26,9 @@ use std::{
 
 use bytes::Bytes;
 use chinwag_core::{
-    Lifecycle,
+    CallOutcome, CalloutMetrics, Lifecycle,
     clock::{self, Instant},
-    plugin::BuildError,
+    plugin::{BuildError, Meter},
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri,
@@ -57,7 +57,7 @@ use tower_service::Service;
 use tracing::{debug, info, warn};
 
 use super::{
-    RETRY,
+    Doubt, RETRY,
     health::{Fault, Health, Trial, Turn},
     one_line, spread,
     tls::TlsFiles,
@@ -76,8 +76,9 @@ const HEAD_BYTES: usize = 16 << 10;
 
 /// Whom to ask and how.
 pub(crate) struct Settings {
-    /// The name of the authenticator's table, for logs.
-    pub(crate) name: String,
+    /// The path of the table, `authenticators.NAME`, for logs and metrics.
+    pub(crate) table: String,
+    pub(crate) meter: Meter,
     /// From [`endpoints`].
     pub(crate) endpoints: Vec<Uri>,
     pub(crate) tls: TlsFiles,
@@ -116,6 +117,52 @@ pub(crate) struct Question {
     pub(crate) method: Method,
     /// JSON, or empty.
     pub(crate) body: Bytes,
+}
+
+/// The keys of a table that say who asks endpoints, and whom it trusts.
+#[cfg(feature = "http")]
+pub(crate) struct Access {
+    pub(crate) bearer: Option<SecretString>,
+    pub(crate) bearer_file: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+#[cfg(feature = "http")]
+impl Access {
+    /// What they come to; paths start from `base`.
+    ///
+    /// # Errors
+    /// Keys that exclude each other, and one without the other of a pair.
+    pub(crate) fn resolve(
+        self,
+        base: &std::path::Path,
+    ) -> Result<(Option<Bearer>, TlsFiles), BuildError> {
+        let base = |path: PathBuf| base.join(path);
+        let bearer = match (self.bearer, self.bearer_file) {
+            (Some(_), Some(_)) => {
+                return Err(BuildError::key(
+                    "bearer_file",
+                    "there is `bearer` and `bearer_file`: leave one out",
+                ));
+            }
+            (Some(token), None) => Some(Bearer::Token(token)),
+            (None, file) => file.map(base).map(Bearer::File),
+        };
+        let identity = match (self.cert, self.key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((base(cert), base(key))),
+            (cert, _) => {
+                return Err(BuildError::key(
+                    if cert.is_some() { "cert" } else { "key" },
+                    "`cert` and `key` go together",
+                ));
+            }
+        };
+        let ca = self.ca.map(base);
+        Ok((bearer, TlsFiles { ca, identity }))
+    }
 }
 
 /// Reads a list of endpoints; `key` is blamed.
@@ -172,6 +219,7 @@ pub(crate) struct Client {
     endpoints: Vec<Endpoint>,
     /// Whose turn it is.
     next: AtomicUsize,
+    metrics: Arc<CalloutMetrics>,
     /// Calls in flight.
     places: Semaphore,
     /// Calls in flight or waiting.
@@ -236,6 +284,17 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
+    fn outcome(&self) -> CallOutcome {
+        match self {
+            Self::Unreachable(_) => CallOutcome::Unreachable,
+            Self::TimedOut | Self::CutShort => CallOutcome::Late,
+            Self::Broken(_) => CallOutcome::Broken,
+            Self::Status(_) | Self::NoJson | Self::TooLarge | Self::Malformed(_) => {
+                CallOutcome::Senseless
+            }
+        }
+    }
+
     fn fault(&self) -> Option<Fault> {
         match self {
             Self::Unreachable(_) => Some(Fault::Unreachable),
@@ -280,8 +339,11 @@ impl Client {
             uri: uri.clone(),
             health: Health::new(),
         });
+        let endpoints: Vec<_> = endpoints.collect();
+        let shown: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
         let client = Arc::new(Self {
-            endpoints: endpoints.collect(),
+            metrics: CalloutMetrics::of_endpoints(&settings.meter, &settings.table, &shown),
+            endpoints,
             next: AtomicUsize::new(0),
             places: Semaphore::new(settings.calls),
             tickets,
@@ -300,22 +362,23 @@ impl Client {
     }
 
     fn take(&self, read: Result<Material, BuildError>) {
-        let authenticator = &self.settings.name;
+        let table = &self.settings.table;
         match read {
             Ok(material) => {
                 let all = self.settings.calls + self.settings.queue;
                 let executor = OnLifecycle::new(&self.lifecycle, &self.tickets, all);
                 *self.link.write() = Arc::new(self.settings.link(material, executor));
-                info!(authenticator, "Certificates and keys for calls read anew.");
+                info!(table, "Certificates and keys for calls read anew.");
             }
             Err(error) => warn!(
-                authenticator, %error,
+                table, %error,
                 "Changed certificates or keys can't be used; those read before stay."
             ),
         }
     }
 
-    /// Asks the endpoints in turn until one gives what `read` can make sense of.
+    /// Asks the endpoints in turn until one gives what `read` can make sense of. `doubt` is there
+    /// when one of them may have got the question and gave no answer.
     ///
     /// # Errors
     /// When to try again. What went wrong is in the log.
@@ -323,15 +386,18 @@ impl Client {
         self: &Arc<Self>,
         question: &Question,
         read: impl Fn(&[u8]) -> Result<T, String>,
+        doubt: &Doubt,
     ) -> Result<T, Duration> {
-        let authenticator = &self.settings.name;
+        let table = &self.settings.table;
         let deadline = clock::now() + self.settings.timeout;
         let Ok(_ticket) = self.tickets.try_acquire() else {
-            debug!(authenticator, "Too many calls wait already.");
+            debug!(table, "Too many calls wait already.");
+            self.metrics.turned_away(CallOutcome::Busy);
             return Err(spread(RETRY));
         };
         let Ok(place) = timeout_at(deadline, self.places.acquire()).await else {
-            debug!(authenticator, "No call ended in time to begin another.");
+            debug!(table, "No call ended in time to begin another.");
+            self.metrics.turned_away(CallOutcome::Busy);
             return Err(spread(RETRY));
         };
         let _place = place.expect("the semaphore is never closed");
@@ -365,29 +431,48 @@ impl Client {
                 }
             };
             tried[index] = true;
-            match self.try_once(endpoint, question, &read, deadline).await {
+            let before = doubt.raise();
+            let tried = self.try_once(endpoint, question, &read, deadline).await;
+            let outcome = tried
+                .as_ref()
+                .err()
+                .map_or(CallOutcome::Ok, Failure::outcome);
+            self.metrics.called(outcome, now.elapsed());
+            match tried {
                 Ok(answer) => {
+                    doubt.set(before);
                     if endpoint.health.succeeded() {
-                        info!(authenticator, %endpoint, "The endpoint answers again.");
+                        info!(table, %endpoint, "The endpoint answers again.");
                     }
+                    self.metrics.healthy(index, true);
                     return Ok(answer);
                 }
-                Err(failure) => self.count(endpoint, &failure, trial.is_some()),
+                Err(failure) => {
+                    if matches!(failure, Failure::Unreachable(_)) {
+                        doubt.set(before);
+                    }
+                    self.count(index, &failure, trial.is_some());
+                }
             }
+        }
+        if !tried.contains(&true) {
+            self.metrics.turned_away(CallOutcome::Resting);
         }
         Err(spread(soonest.unwrap_or(RETRY).max(RETRY)))
     }
 
-    fn count(&self, endpoint: &Endpoint, failure: &Failure, decides: bool) {
-        let authenticator = &self.settings.name;
+    fn count(&self, index: usize, failure: &Failure, decides: bool) {
+        let (table, endpoint) = (&self.settings.table, &self.endpoints[index]);
         let Some(fault) = failure.fault() else {
-            debug!(authenticator, %endpoint, "No time was left for an endpoint.");
+            debug!(table, %endpoint, "No time was left for an endpoint.");
             return;
         };
-        if endpoint.health.failed(fault, decides, clock::now()) {
-            warn!(authenticator, %endpoint, error = %failure, "An endpoint gives no answer.");
+        let is_news = endpoint.health.failed(fault, decides, clock::now());
+        self.metrics.healthy(index, endpoint.health.is_healthy());
+        if is_news {
+            warn!(table, %endpoint, error = %failure, "An endpoint gives no answer.");
         } else {
-            debug!(authenticator, %endpoint, error = %failure, "An endpoint gives no answer.");
+            debug!(table, %endpoint, error = %failure, "An endpoint gives no answer.");
         }
     }
 
@@ -399,9 +484,7 @@ impl Client {
             let mut connector = client.link.read().connector.clone();
             match connector.call(endpoint.uri.clone()).await {
                 Ok(_reached) => endpoint.health.reached(),
-                Err(error) => {
-                    client.count(endpoint, &Failure::Unreachable(error.to_string()), true)
-                }
+                Err(error) => client.count(index, &Failure::Unreachable(error.to_string()), true),
             }
             drop(trial);
         });

@@ -12,11 +12,10 @@ use std::{
 
 use chinwag_core::{
     RoomPattern,
-    plugin::{AuthRequest, Certificate, Principal, PrincipalLimits, TlsFacts, Verdict},
+    plugin::{AuthRequest, Certificate, Denial, Principal, PrincipalLimits, TlsFacts, Verdict},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tracing::debug;
 
 use super::{RETRY, Secrets, are_roles, is_name, spread};
 
@@ -25,20 +24,27 @@ const HEADERS: usize = 32;
 /// Headers that are never passed on: they carry what logs in elsewhere.
 const CREDENTIAL_HEADERS: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
 /// The version of the contract that is spoken here.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 /// The most room patterns a principal may have.
 const ROOMS: usize = 256;
 /// The most characters of what a client is told in place of the one text for failed log-ins.
-const PUBLIC_CHARS: usize = 200;
+pub(crate) const PUBLIC_CHARS: usize = 200;
 /// The shortest and the longest that a client is told to wait.
-const SHORTEST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+pub(crate) const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 /// Names of the client's headers that are passed on: at most 32, none of those that carry
 /// credentials.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Vec<String>")]
 pub struct Headers(Vec<String>);
+
+impl Headers {
+    /// Their names.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+}
 
 impl TryFrom<Vec<String>> for Headers {
     type Error = String;
@@ -207,11 +213,7 @@ enum Word {
 ///
 /// # Errors
 /// What is wrong with it, for the log: nothing that the peer presents is in there.
-pub(crate) fn read(
-    answer: &[u8],
-    request: &AuthRequest,
-    authenticator: &str,
-) -> Result<Verdict, String> {
+pub(crate) fn read(answer: &[u8], request: &AuthRequest) -> Result<Verdict, String> {
     let secrets = Secrets::of(&request.credentials);
     let answer: Answer = serde_json::from_slice(answer).map_err(|error| {
         format!(
@@ -223,15 +225,14 @@ pub(crate) fn read(
     Ok(match answer.verdict {
         Word::Allow => Verdict::Allow(answer.principal(request)?),
         Word::Deny => {
-            let reason = answer.reason.as_deref().unwrap_or("none given");
-            debug!(
-                authenticator,
-                reason = secrets.scrub(reason),
-                "A log-in is denied."
-            );
+            let reason = match &answer.reason {
+                None => "whoever was asked says no".into(),
+                Some(reason) => secrets.scrub(reason).into(),
+            };
             let public = answer.public.filter(|text| !secrets.are_in(text));
             Verdict::Deny {
-                reason: "whoever was asked says no",
+                denial: Denial::Other,
+                reason,
                 public,
             }
         }
@@ -312,24 +313,13 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, sync::Arc};
+    use std::sync::Arc;
 
     use chinwag_core::plugin::Credentials;
-    use jsonschema::Validator;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::callout::testing::{let_in, request};
-
-    fn documentation(path: &str) -> String {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-        fs::read_to_string(root.join(path)).unwrap()
-    }
-
-    fn schema(name: &str) -> Validator {
-        let text = documentation(&format!("schemas/{name}.json"));
-        jsonschema::validator_for(&serde_json::from_str(&text).unwrap()).unwrap()
-    }
+    use crate::callout::testing::{documentation, let_in, request, schema};
 
     fn alice() -> AuthRequest {
         request(Credentials::password("alice", "wonderland"))
@@ -441,7 +431,7 @@ mod tests {
         ];
         for (answers, is_good) in [(&good[..], true), (&bad[..], false)] {
             for answer in answers {
-                let read = read(answer.to_string().as_bytes(), &alice(), "backend");
+                let read = read(answer.to_string().as_bytes(), &alice());
                 assert_eq!(read.is_ok(), is_good, "{answer}: {read:?}");
                 assert_eq!(schema.is_valid(answer), is_good, "{answer}");
             }
@@ -464,10 +454,10 @@ mod tests {
                 if kind == "question" {
                     seen.0 += 1;
                     assert!(questions.is_valid(&json), "{line}");
-                } else {
+                } else if kind == "answer" {
                     seen.1 += 1;
                     assert!(answers.is_valid(&json), "{line}");
-                    read(line.as_bytes(), &alice(), "backend").expect(line);
+                    read(line.as_bytes(), &alice()).expect(line);
                 }
             }
         }
@@ -499,7 +489,7 @@ mod tests {
             answer["verdict"] = json!("allow");
             answer["user"] = json!("alice");
             let request = certified(credentials);
-            let verdict = read(answer.to_string().as_bytes(), &request, "backend").unwrap();
+            let verdict = read(answer.to_string().as_bytes(), &request).unwrap();
             let Verdict::Allow(principal) = &verdict else {
                 panic!("{verdict:?}")
             };

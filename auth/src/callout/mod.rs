@@ -24,6 +24,7 @@ pub(crate) mod tls;
 
 use std::{
     hash::{BuildHasher, RandomState},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -44,6 +45,27 @@ const NAME_CHARS: usize = 128;
 /// The most roles, and characters of one.
 const ROLES: usize = 64;
 const ROLE_CHARS: usize = 64;
+
+/// Whether a question may have reached somebody who then gave no answer: what it asks for may have
+/// been done.
+#[derive(Debug, Default)]
+pub(crate) struct Doubt(AtomicBool);
+
+impl Doubt {
+    /// There is doubt from now on; says whether there was before.
+    fn raise(&self) -> bool {
+        self.0.swap(true, Ordering::AcqRel)
+    }
+
+    fn set(&self, is_there: bool) {
+        self.0.store(is_there, Ordering::Release);
+    }
+
+    #[cfg(feature = "_contract")]
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
 
 /// `retry`, or up to as long again: those who were turned away together must not come back
 /// together.

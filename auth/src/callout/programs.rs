@@ -12,9 +12,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    env,
     ffi::OsString,
-    fmt, io,
-    path::PathBuf,
+    fmt, fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc,
@@ -24,8 +26,9 @@ use std::{
 };
 
 use chinwag_core::{
-    Lifecycle,
+    CallOutcome, CalloutMetrics, Lifecycle,
     clock::{self, Instant},
+    plugin::{BuildError, Meter},
 };
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -39,7 +42,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    RETRY, Secrets,
+    Doubt, RETRY, Secrets,
     lines::{Lines, Long},
     spread,
 };
@@ -56,11 +59,17 @@ const WORDS_BYTES: usize = 1024;
 const WORDS_A_SECOND: u32 = 20;
 /// How many questions back a program's words are searched for credentials.
 const REMEMBERED: usize = 64;
+/// The most bytes that a program may have been told unasked and not read.
+const UNREAD_BYTES: usize = 64 << 10;
+const MAX_PROGRAMS: usize = 256;
+const MAX_IN_FLIGHT: usize = 1000;
+const MAX_QUEUE: usize = 10_000;
 
 /// What to run and how.
 pub(crate) struct Settings {
-    /// The name of the authenticator's table, for logs.
-    pub(crate) name: String,
+    /// The path of the table, `authenticators.NAME`, for logs and metrics.
+    pub(crate) table: String,
+    pub(crate) meter: Meter,
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
     /// Where it runs.
@@ -79,6 +88,90 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// The longest answer.
     pub(crate) answer_bytes: usize,
+    /// Takes lines that answer nothing. Without it a program has nothing to say unasked.
+    pub(crate) unasked: Option<Unasked>,
+}
+
+/// Takes a line without an `id`, and gives the line to write back, if one is wanted. `None`: the line
+/// is none that a program may write.
+pub(crate) type Unasked = Box<dyn Fn(&[u8]) -> Option<Option<Vec<u8>>> + Send + Sync>;
+
+/// The keys of a table that say what runs.
+pub(crate) struct Launch<'a> {
+    pub(crate) command: &'a [String],
+    pub(crate) environment: &'a [String],
+    pub(crate) programs: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) queue: usize,
+}
+
+/// What runs: the program, its arguments, and all that its environment has.
+pub(crate) struct Ready {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) environment: Vec<(String, OsString)>,
+}
+
+impl Launch<'_> {
+    /// What they come to; paths start from `base`.
+    ///
+    /// # Errors
+    /// Numbers out of their bounds, and a program that is not there.
+    pub(crate) fn resolve(&self, base: &Path, table: &str) -> Result<Ready, BuildError> {
+        let numbers = [
+            ("programs", self.programs, 1, MAX_PROGRAMS),
+            ("in_flight", self.in_flight, 1, MAX_IN_FLIGHT),
+            ("queue", self.queue, 0, MAX_QUEUE),
+        ];
+        for (key, value, least, most) in numbers {
+            if !(least..=most).contains(&value) {
+                return Err(BuildError::key(
+                    key,
+                    format!("`{key}` is {least} to {most}"),
+                ));
+            }
+        }
+        let Some((program, arguments)) = self.command.split_first() else {
+            return Err(BuildError::key(
+                "command",
+                "`command` names a program and its arguments",
+            ));
+        };
+        let environment = self.environment.iter().filter_map(|name| {
+            let value = env::var_os(name);
+            if value.is_none() {
+                warn!(table, variable = name, "There is no such variable.");
+            }
+            Some((name.clone(), value?))
+        });
+        Ok(Ready {
+            program: find(program, base)?,
+            arguments: arguments.to_vec(),
+            environment: environment.collect(),
+        })
+    }
+}
+
+/// The file to run for `program`.
+fn find(program: &str, base: &Path) -> Result<PathBuf, BuildError> {
+    let is_program = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+    };
+    let refuse = |why: String| BuildError::key("command", why);
+    if program.contains('/') {
+        // The program runs in another folder than the server.
+        let path = std::path::absolute(base.join(program))
+            .map_err(|error| refuse(format!("{program:?} can't be found: {error}")))?;
+        let wrong = format!("{} is no file that may be executed", path.display());
+        return Some(path).filter(is_program).ok_or_else(|| refuse(wrong));
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&path).map(|folder| folder.join(program));
+    candidates.find(is_program).ok_or_else(|| {
+        refuse(format!(
+            "{program:?} is not in PATH; beside the configuration it is \"./{program}\""
+        ))
+    })
 }
 
 /// The programs. They end when it is dropped or the server drains.
@@ -90,6 +183,7 @@ pub(crate) struct Programs {
 
 struct Shared {
     settings: Settings,
+    metrics: Arc<CalloutMetrics>,
     queue: Mutex<Queue>,
     arrived: Notify,
 }
@@ -109,7 +203,40 @@ struct Job {
     reply: Reply,
 }
 
-type Reply = oneshot::Sender<Result<Vec<u8>, Duration>>;
+type Reply = oneshot::Sender<Result<Vec<u8>, Lost>>;
+
+/// Why a question has no answer.
+enum Lost {
+    /// Every program rests, for so long.
+    Resting(Duration),
+    /// Too many wait.
+    Busy,
+    Unstartable,
+    Late,
+    /// The program that had it is no more.
+    Broken,
+    Senseless(String),
+}
+
+impl Lost {
+    fn retry(&self) -> Duration {
+        match self {
+            Self::Resting(rest) => spread(RETRY.max(*rest)),
+            _ => spread(RETRY),
+        }
+    }
+
+    const fn outcome(&self) -> CallOutcome {
+        match self {
+            Self::Resting(_) => CallOutcome::Resting,
+            Self::Busy => CallOutcome::Busy,
+            Self::Unstartable => CallOutcome::Unreachable,
+            Self::Late => CallOutcome::Late,
+            Self::Broken => CallOutcome::Broken,
+            Self::Senseless(_) => CallOutcome::Senseless,
+        }
+    }
+}
 
 /// A question that a program has.
 struct Place<'a>(&'a Shared);
@@ -131,6 +258,7 @@ impl Programs {
                 resting: vec![None; settings.programs],
             }),
             arrived: Notify::new(),
+            metrics: CalloutMetrics::of_programs(&settings.meter, &settings.table),
             settings,
         });
         for index in 0..shared.settings.programs {
@@ -159,17 +287,47 @@ impl Programs {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Asks one of the programs: `question` is a JSON object with that `id`, and so is the answer.
-    /// Dropping the future gives up waiting.
+    /// Asks one of the programs: `question` is a JSON object with that `id`, and so is the answer,
+    /// which `read` makes sense of. `doubt` is there when a program may have got the question and
+    /// gave no answer. Dropping the future gives up waiting.
     ///
     /// # Errors
     /// When to try again. What went wrong is in the log.
-    pub(crate) async fn ask(
+    pub(crate) async fn ask<T>(
+        &self,
+        id: u64,
+        question: Vec<u8>,
+        secrets: Secrets,
+        read: impl FnOnce(&[u8]) -> Result<T, String>,
+        doubt: &Doubt,
+    ) -> Result<T, Duration> {
+        let began = clock::now();
+        let before = doubt.raise();
+        let answer = self.exchange(id, question, secrets).await;
+        let answer = answer.and_then(|answer| read(&answer).map_err(Lost::Senseless));
+        let metrics = &self.shared.metrics;
+        match &answer {
+            Ok(_) => metrics.called(CallOutcome::Ok, began.elapsed()),
+            Err(lost @ (Lost::Resting(_) | Lost::Busy)) => metrics.turned_away(lost.outcome()),
+            Err(lost) => metrics.called(lost.outcome(), began.elapsed()),
+        }
+        match &answer {
+            Ok(_) | Err(Lost::Resting(_) | Lost::Busy | Lost::Unstartable) => doubt.set(before),
+            Err(Lost::Senseless(error)) => {
+                let table = &self.shared.settings.table;
+                warn!(table, error, "A program's answer makes no sense.");
+            }
+            Err(_) => {}
+        }
+        answer.map_err(|lost| lost.retry())
+    }
+
+    async fn exchange(
         &self,
         id: u64,
         mut question: Vec<u8>,
         secrets: Secrets,
-    ) -> Result<Vec<u8>, Duration> {
+    ) -> Result<Vec<u8>, Lost> {
         let deadline = clock::now() + self.shared.settings.timeout;
         question.push(b'\n');
         let (reply, answer) = oneshot::channel();
@@ -181,23 +339,23 @@ impl Programs {
         })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_lost)) => Err(spread(RETRY)),
+            Ok(Err(_dropped)) => Err(Lost::Broken),
             Err(_elapsed) => {
-                let authenticator = &self.shared.settings.name;
-                debug!(authenticator, "No program answered in time.");
-                Err(spread(RETRY))
+                let table = &self.shared.settings.table;
+                debug!(table, "No program answered in time.");
+                Err(Lost::Late)
             }
         }
     }
 }
 
 impl Shared {
-    fn push(&self, job: Job) -> Result<(), Duration> {
-        let authenticator = &self.settings.name;
+    fn push(&self, job: Job) -> Result<(), Lost> {
+        let table = &self.settings.table;
         let mut queue = self.queue.lock();
         if let Some(rest) = queue.rest(clock::now()) {
-            debug!(authenticator, "Every program rests after a failure.");
-            return Err(spread(rest.max(RETRY)));
+            debug!(table, "Every program rests after a failure.");
+            return Err(Lost::Resting(rest));
         }
         let free = self.settings.programs * self.settings.in_flight - queue.busy;
         let bound = self.settings.queue + free;
@@ -205,8 +363,8 @@ impl Shared {
             // Those who gave up must not keep others out.
             queue.waiting.retain(|job| !job.reply.is_closed());
             if queue.waiting.len() >= bound {
-                debug!(authenticator, "Too many questions wait already.");
-                return Err(spread(RETRY));
+                debug!(table, "Too many questions wait already.");
+                return Err(Lost::Busy);
             }
         }
         queue.waiting.push_back(job);
@@ -249,14 +407,14 @@ impl Shared {
         let waiting = std::mem::take(&mut queue.waiting);
         drop(queue);
         for job in waiting {
-            let _gave_up = job.reply.send(Err(spread(rest.max(RETRY))));
+            let _gave_up = job.reply.send(Err(Lost::Resting(rest)));
         }
     }
 
     /// Has one program running whenever it is needed, until `stop`.
     async fn keep_up(&self, index: usize, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
-        let authenticator = &self.settings.name;
+        let table = &self.settings.table;
         let mut length = FIRST_REST;
         loop {
             let (job, place) = tokio::select! {
@@ -266,7 +424,8 @@ impl Shared {
             match Program::start(&self.settings) {
                 Ok(mut program) => {
                     let pid = program.pid;
-                    debug!(authenticator, pid, "A program is started.");
+                    debug!(table, pid, "A program is started.");
+                    self.metrics.started();
                     let outcome = program.serve(self, (job, place), stop.as_mut()).await;
                     let Err(failure) = outcome else {
                         program.leave().await;
@@ -275,17 +434,19 @@ impl Shared {
                     if program.was_good {
                         length = FIRST_REST;
                     }
-                    let status = program.end(authenticator).await;
+                    self.metrics.failed();
+                    let status = program.end(table).await;
                     warn!(
-                        authenticator, pid, %failure, %status,
+                        table, pid, %failure, %status,
                         "A program failed; it is started again when it is needed."
                     );
                 }
                 Err(error) => {
                     drop(place);
                     let program = self.settings.program.display();
-                    warn!(authenticator, %program, %error, "A program can't be started.");
-                    let _gave_up = job.reply.send(Err(spread(RETRY)));
+                    warn!(table, %program, %error, "A program can't be started.");
+                    self.metrics.failed();
+                    let _gave_up = job.reply.send(Err(Lost::Unstartable));
                 }
             }
             let until = clock::now() + length;
@@ -316,6 +477,7 @@ enum Failure {
     NoAnswer,
     Unasked(u64),
     Late,
+    Heedless,
 }
 
 impl fmt::Display for Failure {
@@ -327,6 +489,7 @@ impl fmt::Display for Failure {
             Self::NoAnswer => f.write_str("it wrote a line that is no JSON object with an `id`"),
             Self::Unasked(id) => write!(f, "it answered {id}, which nobody waits for"),
             Self::Late => f.write_str("it did not answer in time"),
+            Self::Heedless => f.write_str("it does not read what it wanted to be told"),
         }
     }
 }
@@ -368,7 +531,7 @@ struct Asked<'a> {
 /// What every answer has.
 #[derive(Deserialize)]
 struct Head {
-    id: u64,
+    id: Option<u64>,
 }
 
 impl Program {
@@ -419,6 +582,8 @@ impl Program {
         let settings = &shared.settings;
         let mut asked: HashMap<u64, Asked<'a>> = HashMap::new();
         let mut unwritten: VecDeque<u8> = VecDeque::new();
+        // How much was put there that answers lines of its own, since it was last empty.
+        let mut unread = 0;
         let mut next = Some(first);
         let (mut stopping, mut speaks) = (false, true);
         loop {
@@ -455,11 +620,23 @@ impl Program {
                 job = shared.wait(), if has_room => next = Some(job),
                 written = input.write(unwritten.as_slices().0), if !unwritten.is_empty() => {
                     drop(unwritten.drain(..written.map_err(Failure::Deaf)?));
+                    if unwritten.is_empty() {
+                        unread = 0;
+                    }
                 }
                 line = self.output.next() => {
                     let line = line.map_err(Failure::Unreadable)?.ok_or(Failure::Ended)?;
                     let head = serde_json::from_slice::<Head>(&line);
-                    let id = head.map_err(|_| Failure::NoAnswer)?.id;
+                    let Some(id) = head.map_err(|_| Failure::NoAnswer)?.id else {
+                        let take = settings.unasked.as_ref().ok_or(Failure::NoAnswer)?;
+                        let reply = take(&line).ok_or(Failure::NoAnswer)?.unwrap_or_default();
+                        unread += reply.len();
+                        if unread > UNREAD_BYTES {
+                            return Err(Failure::Heedless);
+                        }
+                        unwritten.extend(&reply);
+                        continue;
+                    };
                     let Some(asked) = asked.remove(&id) else {
                         return Err(Failure::Unasked(id));
                     };
@@ -467,25 +644,27 @@ impl Program {
                     let _gave_up = asked.reply.send(Ok(line));
                 }
                 words = self.words.next(), if speaks => match words {
-                    Ok(Some(words)) => self.log(&settings.name, &words),
+                    Ok(Some(words)) => self.log(&settings.table, &words),
                     Ok(None) | Err(_) => speaks = false,
                 },
-                () = sleep_until(late), if !asked.is_empty() => return Err(Failure::Late),
+                () = sleep_until(late), if !asked.is_empty() => {
+                    for (_, late) in asked.drain() {
+                        let _gave_up = late.reply.send(Err(Lost::Late));
+                    }
+                    return Err(Failure::Late);
+                }
                 () = &mut stop, if !stopping => stopping = true,
             }
         }
     }
 
-    fn log(&mut self, authenticator: &str, words: &[u8]) {
+    fn log(&mut self, table: &str, words: &[u8]) {
         let pid = self.pid;
         match self.quota.take(clock::now()) {
             Allowed::No => return,
             Allowed::Yes => {}
             Allowed::After(lost) => {
-                info!(
-                    authenticator,
-                    pid, lost, "A program said more than is logged."
-                );
+                info!(table, pid, lost, "A program said more than is logged.");
             }
         }
         let words = String::from_utf8_lossy(words);
@@ -497,7 +676,7 @@ impl Program {
             .cloned()
             .unwrap_or_default();
         let words = secrets.scrub(words.trim_end());
-        info!(authenticator, pid, words, "A program says.");
+        info!(table, pid, words, "A program says.");
     }
 
     /// Tells it to end, and ends it.
@@ -510,11 +689,11 @@ impl Program {
     }
 
     /// Ends it, and gives how it ended.
-    async fn end(mut self, authenticator: &str) -> String {
+    async fn end(mut self, table: &str) -> String {
         drop(Group(self.group.0.take()));
         let last_words = async {
             while let Ok(Some(words)) = self.words.next().await {
-                self.log(authenticator, &words);
+                self.log(table, &words);
             }
         };
         let _took_too_long = timeout(LAST_WORDS, last_words).await;

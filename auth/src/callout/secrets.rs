@@ -20,6 +20,12 @@ impl Secrets {
         )
     }
 
+    /// A token alone.
+    #[cfg(feature = "http")]
+    pub(crate) fn of_token(token: &SecretString) -> Self {
+        Self(vec![token.clone()])
+    }
+
     /// Whether `text` repeats a secret, as it is or as JSON writes it.
     pub(crate) fn are_in(&self, text: &str) -> bool {
         self.0.iter().any(|secret| {

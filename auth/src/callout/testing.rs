@@ -1,8 +1,10 @@
 //! Back ends in this process, and ears for what is logged.
 
 use std::{
+    fs,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -13,6 +15,18 @@ use tracing::subscriber::DefaultGuard;
 
 /// Longer than anything in a test takes that is to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A page or schema of the project's documentation.
+pub(crate) fn documentation(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    fs::read_to_string(root.join(path)).expect("it is there")
+}
+
+pub(crate) fn schema(name: &str) -> jsonschema::Validator {
+    let text = documentation(&format!("schemas/{name}.json"));
+    let schema = serde_json::from_str(&text).expect("a schema is JSON");
+    jsonschema::validator_for(&schema).expect("a schema is sound")
+}
 
 /// A log-in with `credentials`.
 pub(crate) fn request(credentials: Credentials) -> AuthRequest {
@@ -155,6 +169,8 @@ mod backend {
         Json(String),
         /// 200 with what was asked.
         Echo,
+        /// What this says to a request.
+        By(fn(&serde_json::Value) -> Answer),
         /// This, with these headers.
         Http(u16, Vec<(&'static str, &'static str)>, Bytes),
         /// A body without a length that never ends.
@@ -252,6 +268,10 @@ mod backend {
             loop {
                 let json = [("content-type", "application/json; charset=utf-8")];
                 let (status, headers, body) = match answer {
+                    Answer::By(choose) => {
+                        answer = choose(&serde_json::from_str(&text).expect("JSON is asked"));
+                        continue;
+                    }
                     Answer::After(wait, then) => {
                         tokio::time::sleep(wait).await;
                         answer = *then;

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
 use chinwag_core::{Lifecycle, plugin::Credentials};
 use tempfile::TempDir;

@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use super::keys::KeySet;
 use crate::callout::{
-    RETRY,
+    Doubt, RETRY,
     client::{Client, Question},
     spread,
 };
@@ -126,7 +126,7 @@ impl Remote {
                 body: Bytes::new(),
             };
             let read = |answer: &[u8]| KeySet::set(answer, &it.algorithms, false);
-            let fetched = it.client.ask(&question, read).await;
+            let fetched = it.client.ask(&question, read, &Doubt::default()).await;
             let now = clock::now();
             let mut state = it.state.lock();
             state.is_fetching = false;

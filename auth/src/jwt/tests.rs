@@ -136,7 +136,7 @@ async fn start(signer: &Signer, table: &str) -> (JwtAuthenticator, TempDir) {
     (authenticator, folder)
 }
 
-fn reason(verdict: &Verdict) -> &'static str {
+fn reason(verdict: &Verdict) -> &str {
     match verdict {
         Verdict::Deny { reason, .. } => reason,
         _ => panic!("{verdict:?}"),

@@ -1,0 +1,208 @@
+//! `kind = "exec"`: a program on this machine manages sessions.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chinwag_core::{
+    Lifecycle, NoticeMetrics, Refusal,
+    config::Span,
+    plugin::{
+        AuthFacts, BuildError, ControlError, SessionControl, SessionManager, SessionManagerConfig,
+        SessionManagerContext,
+    },
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tracing::{debug, warn};
+
+use super::{
+    Admission, Line, Message, Notices, Outbox, Remote,
+    orders::{Given, outcome},
+};
+use crate::callout::{
+    Doubt, Secrets, call_timeout,
+    programs::{Launch, Programs, Settings, Unasked},
+    within,
+};
+
+/// The longest line of a program.
+const LINE_BYTES: usize = 256 << 10;
+
+/// The table of a session manager in programs.
+///
+/// A program is started when the server starts, and stays. It reads a line of JSON for each question
+/// and each notice and answers it with another; at any time it may write a line of its own to steer a
+/// session. What ends it and what then happens is as for authenticators.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ExecManager {
+    /// The program and its arguments, without a shell. A path starts from the folder of the
+    /// configuration, where the program also runs; a bare name is looked up in `PATH`. Other users
+    /// of the machine can read arguments: a secret does not belong there.
+    pub command: Vec<String>,
+    /// The variables of the server's environment that the program gets to see, and no others.
+    /// Default `["PATH"]`.
+    #[serde(default = "crate::exec::default_environment")]
+    pub environment: Vec<String>,
+    /// Whether it is asked about each stay in a room, and told when that is over. Default `false`:
+    /// who joins waits for nobody.
+    #[serde(default)]
+    pub stays: bool,
+    /// How long and how often it is told that something is over.
+    #[serde(default)]
+    pub notices: Notices,
+    /// How many programs may run at the same time, 1 to 256. Default 1; with more, any of them may be
+    /// asked about any session, and what they know has to be in a place that they share.
+    #[serde(default = "one")]
+    pub programs: usize,
+    /// How many questions and notices a program may have at once, 1 to 1000; it answers them in any
+    /// order. Default 1.
+    #[serde(default = "one")]
+    pub in_flight: usize,
+    /// How many questions may wait for a program, at most 10,000. Default 1000. 0 means that none
+    /// waits.
+    #[serde(default = "crate::exec::default_queue")]
+    pub queue: usize,
+    /// How long a program may take to answer: at most nine tenths of `timeout`. Default two
+    /// seconds, or less where `timeout` is short.
+    pub call_timeout: Option<Span>,
+}
+
+const fn one() -> usize {
+    1
+}
+
+#[async_trait]
+impl SessionManagerConfig for ExecManager {
+    const KIND: &'static str = "exec";
+
+    async fn build(self, cx: SessionManagerContext) -> Result<Arc<dyn SessionManager>, BuildError> {
+        Ok(Arc::new(self.start(&cx)?))
+    }
+}
+
+impl ExecManager {
+    pub(super) fn start(
+        self,
+        cx: &SessionManagerContext,
+    ) -> Result<Remote<ProgramLine>, BuildError> {
+        self.notices.check()?;
+        let table = format!("session_managers.{}", cx.name);
+        let launch = Launch {
+            command: &self.command,
+            environment: &self.environment,
+            programs: self.programs,
+            in_flight: self.in_flight,
+            queue: self.queue,
+        };
+        let ready = launch.resolve(&cx.base, &table)?;
+        let timeout = within(cx.timeout);
+        let live = Arc::new(Live::default());
+        let settings = Settings {
+            unasked: Some(orders(&live, table.clone())),
+            table,
+            meter: cx.meter.clone(),
+            program: ready.program,
+            arguments: ready.arguments,
+            folder: cx.base.clone(),
+            environment: ready.environment,
+            programs: self.programs,
+            in_flight: self.in_flight,
+            queue: self.queue,
+            call_timeout: call_timeout(self.call_timeout, timeout)?,
+            timeout,
+            answer_bytes: LINE_BYTES,
+        };
+        let own = Lifecycle::new();
+        let line = ProgramLine {
+            programs: Programs::new(settings, &own),
+            live,
+        };
+        let metrics = NoticeMetrics::register(&cx.meter, &cx.name);
+        let outbox = Outbox::new(cx.name.clone(), self.notices, metrics);
+        let tellers = self.programs * self.in_flight / 2;
+        let remote = Remote::start(line, outbox, self.stays, tellers, &cx.lifecycle, own);
+        Ok(remote)
+    }
+}
+
+/// The sessions that programs may steer, by key.
+#[derive(Default)]
+struct Live(Mutex<HashMap<Arc<str>, SessionControl>>);
+
+/// One of them, until it is dropped.
+struct Entry {
+    live: Arc<Live>,
+    key: Arc<str>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.live.0.lock().remove(&self.key);
+    }
+}
+
+/// Takes the lines that programs write unasked.
+fn orders(live: &Arc<Live>, table: String) -> Unasked {
+    let live = Arc::clone(live);
+    Box::new(move |line| {
+        let given = Given::read(line)?;
+        let control = live.0.lock().get(given.session.as_str()).cloned();
+        let done = given.order().and_then(|order| {
+            let control = control.ok_or(ControlError::Over)?;
+            control.obey(order).map_err(Refusal::from)
+        });
+        let order = &given.order;
+        match &done {
+            Ok(()) => debug!(table, order, "A program steers a session."),
+            // A session may end while the program writes; anything else is the program's mistake.
+            Err(refusal) if *refusal == ControlError::Over.into() => {
+                debug!(table, order, "A program steers a session that is over.");
+            }
+            Err(refusal) => {
+                warn!(
+                    table,
+                    order = crate::callout::one_line(order),
+                    code = refusal.code.code(),
+                    why = refusal.message,
+                    "A program's order is refused."
+                );
+            }
+        }
+        let told = |reference| outcome(reference, done.as_ref().err());
+        Some(given.reference.map(told))
+    })
+}
+
+/// Programs, and the sessions that they may steer.
+pub(super) struct ProgramLine {
+    programs: Programs,
+    live: Arc<Live>,
+}
+
+impl Line for ProgramLine {
+    async fn say<T: Send>(
+        &self,
+        message: &Message<'_>,
+        secrets: &Secrets,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        doubt: &Doubt,
+    ) -> Result<T, Duration> {
+        let id = self.programs.id();
+        let question = message.encode(Some(id));
+        self.programs
+            .ask(id, question, secrets.clone(), read, doubt)
+            .await
+    }
+
+    fn admit(&self, facts: &AuthFacts, control: &SessionControl) -> Admission {
+        let key = Arc::clone(&facts.key);
+        let live = Arc::clone(&self.live);
+        live.0.lock().insert(Arc::clone(&key), control.clone());
+        Admission {
+            told: None,
+            _held: Some(Box::new(Entry { live, key })),
+        }
+    }
+}

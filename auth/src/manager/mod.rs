@@ -1,0 +1,386 @@
+//! Session managers elsewhere: another server, another program.
+//!
+//! What is guaranteed beyond the trait: every message about a session has its key and a stay has a
+//! number within it, so that whoever is told twice can tell; whatever may have been begun there, and
+//! is not known to have been refused, is told to end; nothing that opens anything is in a log.
+
+mod contract;
+#[cfg(feature = "exec")]
+mod exec;
+#[cfg(feature = "http")]
+mod http;
+mod notices;
+#[cfg(feature = "exec")]
+mod orders;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chinwag_core::{
+    Lifecycle,
+    plugin::{
+        AuthFacts, Context, ControlError, EndCause, Refused, SessionControl, SessionData,
+        SessionManager, Stay,
+    },
+};
+use parking_lot::Mutex;
+use secrecy::SecretString;
+
+#[cfg(feature = "exec")]
+pub use self::exec::ExecManager;
+#[cfg(feature = "http")]
+pub use self::http::HttpManager;
+pub use self::notices::Notices;
+use self::{
+    contract::{Answer, Asked, Message},
+    notices::{Notice, Outbox},
+};
+use crate::callout::{Doubt, Secrets};
+
+/// How many notices are told at the same time, at most.
+const TELLERS: usize = 8;
+/// How long connections and programs may take to end once everything is told.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// The way to whoever manages the sessions.
+trait Line: Send + Sync + 'static {
+    /// Asks, and gives what `read` makes of the answer. What is in `secrets` is kept out of logs, and
+    /// `doubt` is there when somebody may have got the message and gave no answer.
+    ///
+    /// # Errors
+    /// When to try again; why is in the log.
+    fn say<T: Send>(
+        &self,
+        message: &Message<'_>,
+        secrets: &Secrets,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        doubt: &Doubt,
+    ) -> impl Future<Output = Result<T, Duration>> + Send;
+
+    /// Lets the other side steer a session until what comes back is dropped.
+    fn admit(&self, facts: &AuthFacts, control: &SessionControl) -> Admission;
+}
+
+/// The other side's right to steer a session.
+#[derive(Default)]
+struct Admission {
+    /// To be told with the session's beginning: where to go and what to show.
+    told: Option<(String, SecretString)>,
+    _held: Option<Box<dyn Any + Send + Sync>>,
+}
+
+/// A manager at the other end of a line.
+struct Remote<L> {
+    line: Arc<L>,
+    outbox: Arc<Outbox>,
+    wants_stays: bool,
+    /// The last call that was made had an answer.
+    is_ready: Arc<AtomicBool>,
+}
+
+/// What is kept of a session, in its context.
+struct Held {
+    facts: Arc<AuthFacts>,
+    data: Option<Arc<SessionData>>,
+    stays: AtomicU64,
+    /// `None`: it is over.
+    admission: Mutex<Option<Admission>>,
+}
+
+/// The number of a stay, in its context.
+struct StayNumber(u64);
+
+impl<L: Line> Remote<L> {
+    /// `own` is the life of all that the line needs: it outlives the drain of `lifecycle` until
+    /// everything is told.
+    fn start(
+        line: L,
+        outbox: Outbox,
+        wants_stays: bool,
+        tellers: usize,
+        lifecycle: &Lifecycle,
+        own: Lifecycle,
+    ) -> Self {
+        let remote = Self {
+            line: Arc::new(line),
+            outbox: Arc::new(outbox),
+            wants_stays,
+            is_ready: Arc::new(AtomicBool::new(false)),
+        };
+        for _ in 0..tellers.clamp(1, TELLERS) {
+            let (line, outbox) = (Arc::clone(&remote.line), Arc::clone(&remote.outbox));
+            let (ears, is_ready) = (own.clone(), Arc::clone(&remote.is_ready));
+            own.spawn(async move {
+                loop {
+                    let (key, notice) = tokio::select! {
+                        next = outbox.next() => next,
+                        () = ears.draining() => return,
+                    };
+                    let is_told = tell(&*line, &notice, &is_ready).await;
+                    outbox.settle(key, is_told);
+                }
+            });
+        }
+        let (outbox, ears) = (Arc::clone(&remote.outbox), lifecycle.clone());
+        lifecycle.spawn(async move {
+            let last = Last {
+                own,
+                outbox: Arc::clone(&outbox),
+            };
+            ears.draining().await;
+            outbox.hurry();
+            outbox.told().await;
+            last.own.shut_down(LEAVE).await;
+        });
+        remote
+    }
+
+    async fn ask<T: Send>(
+        &self,
+        message: &Message<'_>,
+        secrets: &Secrets,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        doubt: &Doubt,
+    ) -> Result<T, Duration> {
+        let answer = self.line.say(message, secrets, read, doubt).await;
+        self.is_ready.store(answer.is_ok(), Ordering::Release);
+        answer
+    }
+
+    /// Asks about a stay, of which nobody knows yet whether it begins.
+    async fn ask_joined(&self, held: &Arc<Held>, room: &Arc<str>) -> Result<Context, Refused> {
+        let number = held.stays.fetch_add(1, Ordering::Relaxed) + 1;
+        let unsettled = Unsettled {
+            outbox: &self.outbox,
+            held,
+            stay: Some((number, Arc::clone(room))),
+            doubt: Doubt::default(),
+            is_settled: false,
+        };
+        let message = Message::Joined {
+            facts: &held.facts,
+            stay: number,
+            room,
+            data: held.data.as_deref(),
+        };
+        let secrets = Secrets::default();
+        let read = |answer: &[u8]| contract::read(answer, Asked::Joined, &secrets);
+        let answer = self.ask(&message, &secrets, read, &unsettled.doubt);
+        let allowed = settle(answer.await)?;
+        unsettled.settle();
+        let data = match allowed.context {
+            None => held.data.clone(),
+            Some(own) => {
+                let mut all = held.data.as_deref().cloned().unwrap_or_default();
+                all.0.extend(own);
+                Some(Arc::new(all))
+            }
+        };
+        Ok(with_data(data).with(StayNumber(number)))
+    }
+
+    fn tell_left(&self, held: &Held, context: &Context, room: &Arc<str>, cause: EndCause) {
+        let Some(StayNumber(number)) = context.value() else {
+            return;
+        };
+        self.outbox.push(Notice {
+            facts: Arc::clone(&held.facts),
+            data: context.value::<Arc<SessionData>>().cloned(),
+            cause,
+            stay: Some((*number, Arc::clone(room))),
+        });
+    }
+}
+
+/// A context with `data`, for plug-ins and, in a form that is cheap to keep, for notices.
+fn with_data(data: Option<Arc<SessionData>>) -> Context {
+    match data {
+        None => Context::default(),
+        Some(data) => Context::default().with((*data).clone()).with(data),
+    }
+}
+
+fn settle(answer: Result<Answer, Duration>) -> Result<contract::Allowed, Refused> {
+    match answer {
+        Ok(Answer::Allow(allowed)) => Ok(allowed),
+        Ok(Answer::Refuse(reason)) => Err(Refused::Reason(reason)),
+        Ok(Answer::Unavailable(retry)) | Err(retry) => Err(Refused::Unavailable { retry }),
+    }
+}
+
+/// Tells one notice; whether that was answered.
+async fn tell(line: &impl Line, notice: &Notice, is_ready: &AtomicBool) -> bool {
+    let (secrets, doubt) = (Secrets::default(), Doubt::default());
+    let message = notice.message();
+    let told = line
+        .say(&message, &secrets, contract::read_noted, &doubt)
+        .await;
+    is_ready.store(told.is_ok(), Ordering::Release);
+    matches!(told, Ok(None))
+}
+
+/// A session, or a stay, that the other side has been asked about. Dropped before that is settled, it
+/// is told to end, unless nobody there can have heard of it.
+struct Unsettled<'a> {
+    outbox: &'a Outbox,
+    held: &'a Arc<Held>,
+    /// `None`: the session itself.
+    stay: Option<(u64, Arc<str>)>,
+    doubt: Doubt,
+    is_settled: bool,
+}
+
+impl Unsettled<'_> {
+    fn settle(mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        if self.is_settled {
+            return;
+        }
+        // Held, so that a stay of a session that ends meanwhile is not told after it.
+        let mut admission = self.held.admission.lock();
+        if self.doubt.is_there() && admission.is_some() {
+            self.outbox.push(Notice {
+                facts: Arc::clone(&self.held.facts),
+                data: self.held.data.clone(),
+                cause: EndCause::Refused,
+                stay: self.stay.clone(),
+            });
+        }
+        if self.stay.is_none() {
+            drop(admission.take());
+            self.outbox.close();
+        }
+    }
+}
+
+/// Ends what a manager needs, also when it is dropped before its work is done.
+struct Last {
+    own: Lifecycle,
+    outbox: Arc<Outbox>,
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.own.kill();
+        self.outbox.abandon();
+    }
+}
+
+#[async_trait]
+impl<L: Line> SessionManager for Remote<L> {
+    async fn create(
+        &self,
+        facts: &AuthFacts,
+        control: &SessionControl,
+    ) -> Result<Context, Refused> {
+        let admission = self.line.admit(facts, control);
+        let told = admission.told.clone();
+        let mut held = Arc::new(Held {
+            facts: Arc::new(facts.clone()),
+            data: None,
+            stays: AtomicU64::new(0),
+            admission: Mutex::new(Some(admission)),
+        });
+        self.outbox.open();
+        let unsettled = Unsettled {
+            outbox: &self.outbox,
+            held: &held,
+            stay: None,
+            doubt: Doubt::default(),
+            is_settled: false,
+        };
+        let told = told.as_ref().map(|(url, token)| (url.as_str(), token));
+        #[cfg(feature = "http")]
+        let secrets = told.map_or_else(Secrets::default, |(_, token)| Secrets::of_token(token));
+        #[cfg(not(feature = "http"))]
+        let secrets = Secrets::default();
+        let message = Message::Create {
+            facts,
+            control: told,
+        };
+        let read = |answer: &[u8]| contract::read(answer, Asked::Create, &secrets);
+        let answer = self.ask(&message, &secrets, read, &unsettled.doubt);
+        let allowed = settle(answer.await)?;
+        for order in allowed.orders {
+            match control.obey(order) {
+                // Whoever hung up meanwhile is told to end like everybody else.
+                Ok(()) | Err(ControlError::Over) => {}
+                Err(error) => tracing::debug!(%error, "A session could not be set up as asked."),
+            }
+        }
+        unsettled.settle();
+        let data = allowed
+            .context
+            .map(|context| Arc::new(SessionData(context)));
+        Arc::get_mut(&mut held)
+            .expect("nobody else has it yet")
+            .data
+            .clone_from(&data);
+        Ok(with_data(data).with(held))
+    }
+
+    fn wants_stays(&self) -> bool {
+        self.wants_stays
+    }
+
+    async fn joined(&self, stay: &Stay) -> Result<Context, Refused> {
+        match stay.context.value::<Arc<Held>>() {
+            Some(held) => self.ask_joined(held, &stay.room).await,
+            None => Ok(Context::default()),
+        }
+    }
+
+    fn left(&self, stay: &Stay, cause: EndCause) {
+        if let Some(held) = stay.context.value::<Arc<Held>>() {
+            self.tell_left(held, &stay.context, &stay.room, cause);
+        }
+    }
+
+    fn ended(&self, _: &AuthFacts, context: &Context, cause: EndCause) {
+        let Some(held) = context.value::<Arc<Held>>() else {
+            return;
+        };
+        let mut admission = held.admission.lock();
+        if admission.take().is_none() {
+            return;
+        }
+        self.outbox.push(Notice {
+            facts: Arc::clone(&held.facts),
+            data: held.data.clone(),
+            cause,
+            stay: None,
+        });
+        self.outbox.close();
+    }
+
+    async fn reach(&self) -> Result<(), String> {
+        let (secrets, doubt) = (Secrets::default(), Doubt::default());
+        let asked = self.ask(&Message::Hello, &secrets, contract::read_noted, &doubt);
+        match asked.await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => {
+                self.is_ready.store(false, Ordering::Release);
+                Err("it says that it is not available".into())
+            }
+            Err(_) => Err("it does not answer".into()),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Acquire)
+    }
+}

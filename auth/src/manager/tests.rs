@@ -1,0 +1,669 @@
+use std::net::Ipv4Addr;
+
+use chinwag_core::{
+    CloseReason, LeaveReason,
+    plugin::{BuildError, ControlDesk, SessionManagerContext},
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::callout::testing::{Ears, PATIENCE};
+
+/// Some session of Alice's.
+fn facts(key: &str) -> AuthFacts {
+    let mut facts = AuthFacts::new(key, "Alice", Ipv4Addr::LOCALHOST.into());
+    facts.roles = vec!["staff".into()];
+    facts.authenticator = "staff".into();
+    facts.transport = "web".into();
+    facts
+}
+
+fn logout() -> EndCause {
+    EndCause::Session(CloseReason::Logout)
+}
+
+/// Begins a session that is over by the time that anybody steers it.
+async fn create<L: Line>(manager: &Remote<L>, key: &str) -> Result<Context, Refused> {
+    manager
+        .create(&facts(key), &SessionControl::default())
+        .await
+}
+
+fn held(context: &Context) -> Arc<Held> {
+    Arc::clone(context.value::<Arc<Held>>().expect("it was let begin"))
+}
+
+/// Waits until `what` holds.
+async fn until(what: impl Fn() -> bool) {
+    timeout(PATIENCE, async {
+        while !what() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it comes about in time");
+}
+
+#[test]
+fn notices_have_bounds() {
+    for good in ["", "queue = 1", "tries = 1\nage = \"1ms\""] {
+        let notices: Notices = toml::from_str(good).unwrap();
+        assert!(notices.check().is_ok(), "{good}");
+    }
+    for bad in ["queue = 0", "queue = 10000001", "tries = 0", "age = \"0s\""] {
+        let notices: Notices = toml::from_str(bad).unwrap();
+        assert_eq!(notices.check().unwrap_err().key, Some("notices"), "{bad}");
+    }
+    assert!(toml::from_str::<Notices>("triess = 1").is_err());
+}
+
+#[cfg(feature = "http")]
+mod over_http {
+    use super::{super::http::Endpoints, *};
+    use crate::callout::{
+        client::Reach,
+        testing::{Answer, Backend, pipes},
+    };
+
+    const ONE: &str = "endpoints = [\"http://a/\"]\ninsecure = true\nstays = true\n";
+    const THREE: &str =
+        "endpoints = [\"http://a/\", \"http://b/\", \"http://c/\"]\ninsecure = true\n";
+
+    /// A manager and the life of its server.
+    struct Started {
+        manager: Remote<Endpoints>,
+        lifecycle: Lifecycle,
+        desk: ControlDesk,
+    }
+
+    async fn try_start(table: &str, reach: Reach) -> Result<Started, BuildError> {
+        let lifecycle = Lifecycle::new();
+        let desk = ControlDesk::default();
+        desk.open_at("http://127.0.0.1:1/v1/control");
+        let mut cx = SessionManagerContext::new("backend", "/", lifecycle.clone());
+        cx.control = Some(desk.clone());
+        let table: HttpManager = toml::from_str(table).unwrap();
+        Ok(Started {
+            manager: table.start(&cx, reach).await?,
+            lifecycle,
+            desk,
+        })
+    }
+
+    async fn start(table: &str, reach: Reach) -> Started {
+        try_start(table, reach).await.unwrap()
+    }
+
+    /// A manager before one back end that answers so.
+    async fn with(answer: Answer) -> (Started, Arc<Backend>) {
+        let backend = Backend::new(answer);
+        let started = start(ONE, pipes([("a", &backend)])).await;
+        (started, backend)
+    }
+
+    /// Allows everything and understands everything.
+    fn willing(message: &Value) -> Answer {
+        Answer::json(&match message["type"].as_str() {
+            Some("create") => json!({"verdict": "allow", "context": {"team": "red", "seat": 0}}),
+            Some("joined") => json!({"verdict": "allow", "context": {"seat": 4}}),
+            _ => json!({"verdict": "done"}),
+        })
+    }
+
+    /// Allows everything and hears of no end.
+    fn hard_of_hearing(message: &Value) -> Answer {
+        match message["type"].as_str() {
+            Some("left" | "ended") => Answer::Http(500, Vec::new(), "".into()),
+            _ => willing(message),
+        }
+    }
+
+    fn said(backend: &Backend) -> Vec<Value> {
+        let asked = backend.asked().into_iter();
+        asked
+            .map(|asked| serde_json::from_str(&asked.body).unwrap())
+            .collect()
+    }
+
+    /// Type, room and cause of everything that was said.
+    fn brief(backend: &Backend) -> Vec<String> {
+        let brief = |message: &Value| {
+            let words = ["type", "session", "room", "cause"].map(|key| message[key].as_str());
+            words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+        };
+        said(backend).iter().map(brief).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manager_hears_of_a_session_from_its_beginning_to_its_end() {
+        let (started, backend) = with(Answer::By(willing)).await;
+        let manager = &started.manager;
+        let mut facts = facts("k1");
+        facts.existing = Some("k0".into());
+        let control = SessionControl::default();
+        let context = manager.create(&facts, &control).await.unwrap();
+        let data = context.value::<SessionData>().unwrap();
+        assert_eq!(data.0["team"], "red", "plug-ins see what was attached");
+
+        let held = held(&context);
+        let lobby: Arc<str> = "lobby".into();
+        let stay = manager.ask_joined(&held, &lobby).await.unwrap();
+        let data = stay.value::<SessionData>().unwrap();
+        assert_eq!(
+            json!(data.0),
+            json!({"team": "red", "seat": 4}),
+            "its own over that of the session"
+        );
+        let left = EndCause::Stay(LeaveReason::Left);
+        manager.tell_left(&held, &stay, &lobby, left);
+        let again = manager.ask_joined(&held, &lobby).await.unwrap();
+        manager.tell_left(&held, &again, &lobby, logout());
+        manager.ended(&facts, &context, logout());
+        until(|| said(&backend).len() == 6).await;
+
+        let mut said = said(&backend);
+        let control = said[0].as_object_mut().unwrap().remove("control").unwrap();
+        assert_eq!(control["url"], "http://127.0.0.1:1/v1/control");
+        let token = control["token"].as_str().unwrap();
+        assert!(token.starts_with("k1.") && token.len() >= 24, "{token}");
+        assert_eq!(
+            said[0],
+            json!({
+                "v": 1, "type": "create", "session": "k1", "user": "Alice", "roles": ["staff"],
+                "authenticator": "staff", "transport": "web", "address": "127.0.0.1", "existing": "k0",
+            })
+        );
+        let stay = |kind: &str, number: u64, more: Value| {
+            let mut stay = json!({
+                "v": 1, "type": kind, "session": "k1", "user": "Alice", "stay": number, "room": "lobby",
+            });
+            let more = more.as_object().unwrap().clone();
+            stay.as_object_mut().unwrap().extend(more);
+            stay
+        };
+        let team = json!({"team": "red", "seat": 0});
+        let seated = json!({"team": "red", "seat": 4});
+        let order = brief(&backend);
+        for (message, expected) in [
+            (
+                "joined k1 lobby",
+                stay("joined", 1, json!({"context": team})),
+            ),
+            (
+                "left k1 lobby left",
+                stay("left", 1, json!({"context": seated, "cause": "left"})),
+            ),
+            (
+                "left k1 lobby logout",
+                stay("left", 2, json!({"context": seated, "cause": "logout"})),
+            ),
+        ] {
+            let index = order.iter().position(|it| it == message).unwrap();
+            assert_eq!(said[index], expected);
+        }
+        assert_eq!(
+            said[5],
+            json!({
+                "v": 1, "type": "ended", "session": "k1", "user": "Alice", "context": team,
+                "cause": "logout",
+            })
+        );
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+        assert_eq!(
+            brief(&backend).len(),
+            6,
+            "nothing is told twice that was answered"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_is_told_to_end_by_nobody() {
+        let (started, backend) = with(Answer::json(
+            &json!({"verdict": "refuse", "reason": "Your plan has ended."}),
+        ))
+        .await;
+        let refused = create(&started.manager, "k1").await.unwrap_err();
+        assert_eq!(refused, Refused::Reason("Your plan has ended.".into()));
+        backend.set(Answer::json(
+            &json!({"verdict": "unavailable", "retry_ms": 7000}),
+        ));
+        let refused = create(&started.manager, "k2").await.unwrap_err();
+        let retry = Duration::from_secs(7);
+        assert_eq!(refused, Refused::Unavailable { retry });
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+        assert_eq!(brief(&backend), ["create k1", "create k2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_begun_there_is_told_to_end() {
+        let (started, backend) = with(Answer::Silence).await;
+        let manager = &started.manager;
+        let refused = create(manager, "slow").await.unwrap_err();
+        assert!(
+            matches!(refused, Refused::Unavailable { .. }),
+            "{refused:?}"
+        );
+        let hung_up = timeout(Duration::from_millis(100), create(manager, "gone")).await;
+        assert!(hung_up.is_err());
+        for (key, answer) in [
+            ("broken", Answer::Http(500, Vec::new(), "".into())),
+            (
+                "odd",
+                Answer::json(&json!({"verdict": "allow", "contextt": {}})),
+            ),
+        ] {
+            backend.set(answer);
+            let refused = create(manager, key).await.unwrap_err();
+            assert!(
+                matches!(refused, Refused::Unavailable { .. }),
+                "{refused:?}"
+            );
+        }
+        backend.set(Answer::By(willing));
+        let context = create(manager, "good").await.unwrap();
+        backend.set(Answer::Silence);
+        let held = held(&context);
+        let lobby = "lobby".into();
+        let joining = timeout(
+            Duration::from_millis(100),
+            manager.ask_joined(&held, &lobby),
+        );
+        assert!(joining.await.is_err());
+        backend.set(Answer::By(willing));
+        manager.ended(&held.facts, &context, logout());
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
+        let told = brief(&backend);
+        for key in ["slow", "gone", "broken", "odd"] {
+            let end = format!("ended {key} refused");
+            assert!(told.contains(&end), "{end}: {told:?}");
+        }
+        let of_good: Vec<_> = told
+            .iter()
+            .filter(|it| it.contains("good") && !it.starts_with("create"))
+            .collect();
+        let ends = of_good.len() - 2;
+        assert_eq!(
+            of_good[ends..],
+            ["left good lobby refused", "ended good logout"]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_told_to_end_what_nobody_can_have_heard_of() {
+        let (started, backend) = with(Answer::Refuse).await;
+        create(&started.manager, "k1").await.unwrap_err();
+        backend.set(Answer::By(willing));
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+        assert_eq!(brief(&backend), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_told_until_it_is_answered_and_in_order() {
+        let (started, backend) = with(Answer::By(hard_of_hearing)).await;
+        let manager = &started.manager;
+        let context = create(manager, "k1").await.unwrap();
+        let held = held(&context);
+        let rooms: [Arc<str>; 2] = ["a".into(), "b".into()];
+        let mut stays = Vec::new();
+        for room in &rooms {
+            stays.push((room, manager.ask_joined(&held, room).await.unwrap()));
+        }
+        for (room, stay) in stays.iter().rev() {
+            manager.tell_left(&held, stay, room, logout());
+        }
+        manager.ended(&held.facts, &context, logout());
+        manager.ended(&held.facts, &context, logout());
+        sleep(Duration::from_secs(3)).await;
+        let told = brief(&backend);
+        assert!(told.len() > 5, "{told:?}");
+        let is_first = |it: &String| it == "left k1 b logout";
+        assert!(
+            told[3..].iter().all(is_first),
+            "one after another: {told:?}"
+        );
+        backend.set(Answer::json(&json!({"verdict": "unavailable"})));
+        sleep(Duration::from_secs(10)).await;
+        let before = brief(&backend).len();
+        backend.set(Answer::By(willing));
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
+        let told = brief(&backend);
+        assert_eq!(
+            told[before..],
+            ["left k1 b logout", "left k1 a logout", "ended k1 logout"],
+            "each once from then on"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_nobody_answers_is_given_up() {
+        let ears = Ears::open();
+        let backend = Backend::new(Answer::By(hard_of_hearing));
+        for bound in ["notices = { tries = 3 }", "notices = { age = \"1s\" }"] {
+            let started = start(&format!("{ONE}{bound}\n"), pipes([("a", &backend)])).await;
+            let before = brief(&backend).len();
+            let context = create(&started.manager, "k1").await.unwrap();
+            started.manager.ended(&facts("k1"), &context, logout());
+            sleep(Duration::from_secs(30)).await;
+            let told = brief(&backend).len() - before - 1;
+            assert!((3..=4).contains(&told), "{bound}: {told}");
+            assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+        }
+        let heard = ears.heard();
+        assert_eq!(heard.matches("are given up").count(), 2, "{heard}");
+        assert!(heard.contains("undelivered=1"), "{heard}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_ends_wait() {
+        let ears = Ears::open();
+        let backend = Backend::new(Answer::By(hard_of_hearing));
+        let table = format!("{ONE}notices = {{ queue = 2 }}\n");
+        let started = start(&table, pipes([("a", &backend)])).await;
+        for n in 0..5 {
+            let key = format!("k{n}");
+            let context = create(&started.manager, &key).await.unwrap();
+            started.manager.ended(&facts(&key), &context, logout());
+        }
+        backend.set(Answer::By(willing));
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
+        let told = brief(&backend);
+        assert!(told.contains(&"ended k0 logout".to_owned()), "{told:?}");
+        assert!(told.contains(&"ended k1 logout".to_owned()), "{told:?}");
+        assert!(!told.contains(&"ended k4 logout".to_owned()), "{told:?}");
+        assert!(ears.heard().contains("are given up"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_waits_for_sessions_and_their_ends_but_not_for_ever() {
+        let (started, backend) = with(Answer::By(willing)).await;
+        let context = create(&started.manager, "k1").await.unwrap();
+        let lifecycle = started.lifecycle.clone();
+        let stopping = lifecycle.shut_down(Duration::from_secs(60));
+        tokio::pin!(stopping);
+        let early = timeout(Duration::from_secs(20), &mut stopping).await;
+        assert!(early.is_err(), "a session is still there");
+        backend.set(Answer::By(hard_of_hearing));
+        started.manager.ended(&facts("k1"), &context, logout());
+        let early = timeout(Duration::from_secs(5), &mut stopping).await;
+        assert!(early.is_err(), "its end has not been heard");
+        backend.set(Answer::By(willing));
+        assert_eq!(stopping.await, 0);
+        assert!(brief(&backend).contains(&"ended k1 logout".to_owned()));
+
+        let ears = Ears::open();
+        let (started, _backend) = with(Answer::By(hard_of_hearing)).await;
+        let context = create(&started.manager, "k2").await.unwrap();
+        started.manager.ended(&facts("k2"), &context, logout());
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 1);
+        let heard = ears.heard();
+        assert!(
+            heard.contains("The server stops before") && heard.contains("undelivered=1"),
+            "{heard}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_endpoint_of_three_costs_its_connect_limit_once() {
+        let [a, b, c] = [Answer::Void, Answer::By(willing), Answer::By(willing)].map(Backend::new);
+        let started = start(THREE, pipes([("a", &a), ("b", &b), ("c", &c)])).await;
+        let mut slow = 0;
+        for n in 0..12 {
+            let before = tokio::time::Instant::now();
+            create(&started.manager, &format!("k{n}")).await.unwrap();
+            let took = before.elapsed();
+            assert!(took <= Duration::from_millis(510), "{took:?}");
+            slow += usize::from(took > Duration::from_millis(50));
+        }
+        assert_eq!(slow, 1);
+        let (b, c) = (said(&b).len(), said(&c).len());
+        assert!(b >= 4 && c >= 4, "the healthy ones take turns: {b} {c}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whether_it_is_there_is_known_from_the_last_call() {
+        let (started, backend) = with(Answer::Refuse).await;
+        let manager = &started.manager;
+        assert!(!manager.is_ready(), "nobody has asked yet");
+        manager.reach().await.unwrap_err();
+        assert!(!manager.is_ready());
+        backend.set(Answer::By(willing));
+        sleep(Duration::from_secs(2)).await;
+        let context = create(manager, "k1").await.unwrap();
+        assert!(manager.is_ready());
+        manager.reach().await.unwrap();
+        backend.set(Answer::json(&json!({"verdict": "unavailable"})));
+        manager.reach().await.unwrap_err();
+        assert!(!manager.is_ready());
+        drop(context);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_opens_its_session_while_that_lives_and_is_never_logged() {
+        let ears = Ears::open();
+        let (started, backend) = with(Answer::Echo).await;
+        create(&started.manager, "k1").await.unwrap_err();
+        backend.set(Answer::By(|message| {
+            let token = message["control"]["token"].as_str().unwrap_or_default();
+            Answer::json(&json!({"verdict": token}))
+        }));
+        create(&started.manager, "k2").await.unwrap_err();
+        backend.set(Answer::By(willing));
+        let context = create(&started.manager, "k3").await.unwrap();
+        let tokens: Vec<String> = said(&backend)
+            .iter()
+            .filter_map(|message| Some(message["control"]["token"].as_str()?.to_owned()))
+            .collect();
+        let (_, secret) = tokens[2].split_once('.').unwrap();
+        let wrong = format!("k3.{}", &secret.chars().rev().collect::<String>());
+        assert!(started.desk.session(&tokens[2]).is_ok());
+        for (token, why) in [
+            (wrong.as_str(), chinwag_core::plugin::NoPass::Wrong),
+            ("k3.", chinwag_core::plugin::NoPass::Wrong),
+            ("k3", chinwag_core::plugin::NoPass::Wrong),
+            (&tokens[0], chinwag_core::plugin::NoPass::Over),
+        ] {
+            assert_eq!(started.desk.session(token).err(), Some(why), "{token}");
+        }
+        started.manager.ended(&facts("k3"), &context, logout());
+        let over = started.desk.session(&tokens[2]).err();
+        assert_eq!(over, Some(chinwag_core::plugin::NoPass::Over));
+        let heard = ears.heard();
+        assert!(heard.contains("none of the contract"), "{heard}");
+        for token in tokens {
+            let (_, secret) = token.split_once('.').unwrap();
+            assert!(!heard.contains(secret), "{heard}");
+        }
+    }
+}
+
+#[cfg(feature = "exec")]
+mod over_exec {
+    use std::{fs, path::PathBuf};
+
+    use tempfile::TempDir;
+
+    use super::{
+        super::{ExecManager, exec::ProgramLine},
+        *,
+    };
+
+    /// What every script begins with: `answer REST` answers the question that `ask` has read into
+    /// `line`, `id`, `kind` and `session`, and notes.
+    const PRELUDE: &str = r#"
+answer() { printf '{"id":%s,%s}\n' "$id" "$1"; }
+ask() {
+    IFS= read -r line || exit 0
+    printf '%s\n' "$line" >> heard
+    id=${line#*'"id":'} id=${id%%,*}
+    kind=${line#*'"type":"'} kind=${kind%%'"'*}
+    session=${line#*'"session":"'} session=${session%%'"'*}
+}
+"#;
+
+    /// Allows everything and understands everything.
+    const WILLING: &str = r#"case $kind in
+        create|joined) answer '"verdict":"allow"' ;;
+        *) answer '"verdict":"done"' ;;
+    esac"#;
+
+    struct Script {
+        folder: TempDir,
+        lifecycle: Lifecycle,
+    }
+
+    impl Script {
+        fn new(script: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let script = format!("{PRELUDE}{script}\n");
+            fs::write(folder.path().join("manager"), script).unwrap();
+            Self {
+                folder,
+                lifecycle: Lifecycle::new(),
+            }
+        }
+
+        fn start(&self, table: &str) -> Remote<ProgramLine> {
+            // A busy machine takes its time.
+            let table = format!("command = [\"sh\", \"manager\"]\ncall_timeout = \"30s\"\n{table}");
+            let table: ExecManager = toml::from_str(&table).unwrap();
+            let folder = self.folder.path();
+            let mut cx = SessionManagerContext::new("backend", folder, self.lifecycle.clone());
+            cx.timeout = PATIENCE;
+            table.start(&cx).unwrap()
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn read(&self, name: &str) -> String {
+            fs::read_to_string(self.path(name)).unwrap_or_default()
+        }
+
+        /// Type and session of what the programs were asked and told.
+        fn heard(&self) -> Vec<String> {
+            let brief = |line: &str| {
+                let message: Value = serde_json::from_str(line).unwrap();
+                let words = ["type", "session", "cause"].map(|key| message[key].as_str());
+                words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+            };
+            self.read("heard").lines().map(brief).collect()
+        }
+    }
+
+    impl Drop for Script {
+        fn drop(&mut self) {
+            self.lifecycle.kill();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_manages_sessions_and_leaves_when_all_is_told() {
+        let script = Script::new(&format!(
+            "echo $$ > pid\nwhile ask; do {WILLING}; done\ntouch left"
+        ));
+        let manager = script.start("");
+        manager.reach().await.unwrap();
+        assert!(manager.is_ready());
+        let context = create(&manager, "k1").await.unwrap();
+        script.lifecycle.drain();
+        manager.ended(&facts("k1"), &context, logout());
+        assert_eq!(script.lifecycle.shut_down(PATIENCE).await, 0);
+        assert_eq!(script.heard(), ["hello", "create k1", "ended k1 logout"]);
+        let pid = script.read("pid");
+        let is_gone = !PathBuf::from(format!("/proc/{}", pid.trim())).exists();
+        assert!(is_gone, "{pid}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_killed_hears_of_ends_when_it_is_back() {
+        let script = Script::new(&format!(
+            "echo $$ >> pids\nwhile ask; do [ $kind = ended ] && [ ! -e open ] && kill -9 $$; {WILLING}; done"
+        ));
+        let manager = script.start("");
+        let context = create(&manager, "k1").await.unwrap();
+        manager.ended(&facts("k1"), &context, logout());
+        until(|| script.read("pids").lines().count() >= 2).await;
+        fs::write(script.path("open"), "").unwrap();
+        let again = loop {
+            match create(&manager, "k2").await {
+                Ok(context) => break context,
+                Err(Refused::Unavailable { retry }) => sleep(retry).await,
+                Err(refused) => panic!("{refused:?}"),
+            }
+        };
+        manager.ended(&facts("k2"), &again, logout());
+        assert_eq!(script.lifecycle.shut_down(PATIENCE).await, 0);
+        let heard = script.heard();
+        let told = heard.iter().filter(|it| *it == "ended k1 logout").count();
+        assert!(told >= 2, "{heard:?}");
+        assert!(heard.contains(&"ended k2 logout".to_owned()), "{heard:?}");
+    }
+
+    #[tokio::test]
+    async fn orders_that_make_no_sense_are_refused_and_the_program_goes_on() {
+        let script = Script::new(
+            r#"
+            ask
+            echo '{"session":"nobody","order":"end","ref":1}'
+            echo '{"session":"nobody","order":"explode","ref":2}'
+            echo '{"session":"nobody","order":"timeout","with":{},"ref":3}'
+            echo '{"session":"nobody","order":"end"}'
+            for n in 1 2 3; do IFS= read -r outcome; printf '%s\n' "$outcome" >> outcomes; done
+            answer '"verdict":"done"'
+            while ask; do answer '"verdict":"done"'; done"#,
+        );
+        let manager = script.start("");
+        manager.reach().await.unwrap();
+        manager.reach().await.unwrap();
+        let outcomes = script.read("outcomes");
+        let codes: Vec<_> = outcomes
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .map(|it| (it["ref"].as_u64().unwrap(), it["code"].clone()))
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                (1, json!("session_expired")),
+                (2, json!("unknown_type")),
+                (3, json!("bad_request"))
+            ]
+        );
+        assert_eq!(
+            script.heard().len(),
+            2,
+            "the same program: {:?}",
+            script.heard()
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_neither_answer_nor_order_ends_the_program() {
+        for nonsense in [
+            "hello",
+            r#"{"order":"end"}"#,
+            r#"{"session":"a","order":"end","reff":1}"#,
+            r#"{"session":7,"order":"end"}"#,
+        ] {
+            let script = Script::new(&format!(
+                "echo $$ >> pids\nask; echo '{nonsense}'; while ask; do {WILLING}; done"
+            ));
+            let manager = script.start("");
+            manager.reach().await.unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_never_reads_what_it_wants_to_know_is_ended() {
+        let script = Script::new(
+            r#"ask
+            while :; do echo '{"session":"nobody","order":"end","ref":1}'; done"#,
+        );
+        let ears = Ears::open();
+        let manager = script.start("");
+        manager.reach().await.unwrap_err();
+        until(|| ears.heard().contains("does not read what it wanted")).await;
+    }
+}
