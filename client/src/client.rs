@@ -20,7 +20,8 @@ use crate::{
     ConnectError, End, EndCode, Error, Loss,
     address::{Address, Transport},
     lines, polling, push,
-    stream::Stream,
+    stream::{Server, within},
+    tls::TlsFiles,
     websocket,
     wire::{Bye, Event, Fields, Init, Object, Refusal, Sent, Session, Users},
 };
@@ -36,7 +37,7 @@ pub const FIRST_OWN_ID: u64 = 1 << 52;
 /// How a client behaves. Every wait has a limit.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long connecting may take, with the handshake of the transport. Default: 10 s.
+    /// How long connecting may take, with reading files, TLS and the handshake of the transport. Default: 10 s.
     pub connect_timeout: Duration,
     /// How long a command waits for its answer; and how long nothing may come after a ping until the connection counts
     /// as lost. Default: 10 s.
@@ -51,6 +52,13 @@ pub struct Options {
     /// Puts every answer into the stream of events as well, as [`Event::Other`] where it is no event, and the `bye`
     /// too. For those who want all that the server says, in order; see [`Events::next_object`]. Default: no.
     pub answers_too: bool,
+    /// Whom to believe and what to show over TLS. With a URL for plain text, files named here are an error. Default:
+    /// whom the system believes, and nothing.
+    pub tls: TlsFiles,
+    /// Sends passwords and tokens in plain text (`tcp://`, `ws://`, `http://`) to other machines, too. Where this is
+    /// not set such a log-in is [`Error::Exposed`]. This machine is `localhost` and its loopback addresses. Leaves out
+    /// no check of TLS. Default: no.
+    pub insecure: bool,
 }
 
 impl Default for Options {
@@ -62,6 +70,8 @@ impl Default for Options {
             most_bytes: 4 << 20,
             poll_wait: Duration::from_secs(25),
             answers_too: false,
+            tls: TlsFiles::default(),
+            insecure: false,
         }
     }
 }
@@ -98,6 +108,15 @@ impl Login {
         }
     }
 
+    /// As whom the client's certificate names; see [`TlsFiles::identity`].
+    #[must_use]
+    pub fn certificate() -> Self {
+        Self {
+            protocol: 1,
+            ..Self::default()
+        }
+    }
+
     /// With a token.
     #[must_use]
     pub fn token(token: &str) -> Self {
@@ -106,6 +125,10 @@ impl Login {
             protocol: 1,
             ..Self::default()
         }
+    }
+
+    fn is_secret(&self) -> bool {
+        self.password.is_some() || self.token.is_some()
     }
 }
 
@@ -130,18 +153,27 @@ pub struct Client {
 
 impl Client {
     /// Connects to `tcp://host[:port]` (4020), `ws://host[:port][/path]` (80, `/v1/ws`) or `http://host[:port][/base]`
-    /// (80; polling), and starts the task that owns the connection. Nobody is logged in yet.
+    /// (80; polling), or with TLS to `tls://` (4020), `wss://` or `https://` (443), and starts the task that owns the
+    /// connection. Nobody is logged in yet.
+    ///
+    /// Over TLS, 1.2 or 1.3, the server's certificate has to be for the URL's host, a name or an address.
     ///
     /// Not to be used outside of a tokio runtime with I/O and time.
     ///
     /// # Errors
-    /// The URL can't be used (TLS is not there yet), nobody answers, or whoever does speaks something else.
+    /// The URL or a file can't be used, nobody answers, whoever does is not to be trusted, or speaks something else. A
+    /// server that refuses this client's certificate often says so in answer to the first command only:
+    /// [`Loss::Tls`].
     pub async fn connect(url: &str, options: Options) -> Result<Self, ConnectError> {
         let address = Address::parse(url)?;
         let (order, orders) = mpsc::channel(ORDERS);
         let (event, events) = mpsc::channel(options.event_queue.max(1));
+        let exposed = address.is_exposed() && !options.insecure;
+        let exposed = exposed.then(|| address.to_string().into());
+        let server = Server::new(address, &options).await?;
         let shared = Arc::new(Shared {
             options,
+            exposed,
             next_id: AtomicU64::new(FIRST_OWN_ID),
             session: OnceLock::new(),
             end: OnceLock::new(),
@@ -151,17 +183,18 @@ impl Client {
             shared: Arc::clone(&shared),
         };
         let options = &shared.options;
-        match address.transport {
+        match server.address.transport {
             Transport::Tcp => {
-                let link = lines::link(Stream::connect(&address, options).await?);
+                let link = lines::link(within(&server.address, options, server.connect()).await?);
                 run(push::drive(link, orders, outlet));
             }
             Transport::WebSocket => {
-                let link = websocket::connect(&address, options).await?;
+                let upgraded = websocket::connect(&server, options);
+                let link = within(&server.address, options, upgraded).await?;
                 run(push::drive(link, orders, outlet));
             }
             Transport::Polling => {
-                let link = polling::connect(address, options).await?;
+                let link = polling::connect(server, options).await?;
                 run(polling::drive(link, orders, outlet));
             }
         }
@@ -266,9 +299,21 @@ impl Handle {
     /// Logs in: the first command on a connection. It may be repeated after a refusal, as often as the server allows.
     ///
     /// # Errors
-    /// Refused (`auth_failed`, `name_in_use`, …), or as any command.
+    /// Refused (`auth_failed`, `name_in_use`, …), [`Error::Exposed`], or as any command.
     pub async fn login(&self, login: Login) -> Result<Session, Error> {
+        if login.is_secret() {
+            self.may_tell_secrets()?;
+        }
         self.command(Work::Login, "login", &login).await
+    }
+
+    /// Whether a log-in with a password or a token would be sent: to be asked before somebody is asked for one.
+    ///
+    /// # Errors
+    /// [`Error::Exposed`] where it would not.
+    pub fn may_tell_secrets(&self) -> Result<(), Error> {
+        let exposed = self.shared.exposed.clone();
+        exposed.map_or(Ok(()), |url| Err(Error::Exposed(url)))
     }
 
     /// The session, once logged in.
@@ -374,7 +419,7 @@ impl Handle {
     /// below [`FIRST_OWN_ID`] that no command under way has.
     ///
     /// # Errors
-    /// As any command, but for a refusal.
+    /// As any command, but for a refusal; [`Error::Exposed`] for a log-in.
     pub async fn ask(&self, mut fields: Fields) -> Result<Object, Error> {
         let kind = fields
             .field("type")
@@ -386,6 +431,10 @@ impl Handle {
             Some("logout") => Work::Logout,
             _ => Work::Other,
         };
+        let is_secret = |field| fields.field(field).is_some();
+        if work == Work::Login && ["password", "token", "resume"].into_iter().any(is_secret) {
+            self.may_tell_secrets()?;
+        }
         let id = match fields.field("id") {
             Some(id) => id
                 .get()
@@ -527,6 +576,8 @@ pub(crate) struct Order {
 /// What the halves and the task have in common.
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    /// The URL, where no secret may go.
+    exposed: Option<Box<str>>,
     next_id: AtomicU64,
     pub(crate) session: OnceLock<Session>,
     end: OnceLock<End>,

@@ -1,8 +1,12 @@
 //! What can go wrong, for those who react to it: before there is a connection, with one command, and for good.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::wire::{Bye, Refusal};
+use crate::{
+    address::Address,
+    tls::TlsFault,
+    wire::{Bye, Refusal},
+};
 
 /// There is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +15,22 @@ pub enum ConnectError {
     /// The URL is not one that this client can use; the text says why. Never holds what stands before an `@`.
     #[error("{0}")]
     Url(String),
+    /// A file of [`Options::tls`](crate::Options::tls) can't be used.
+    #[error("{}: {why}", .path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why. Never holds what stands in it.
+        why: String,
+    },
+    /// Somebody answers, and TLS with them fails.
+    #[error("can't connect to {url}: {fault}")]
+    Tls {
+        /// Where.
+        url: String,
+        /// Why.
+        fault: TlsFault,
+    },
     /// Nobody answers there.
     #[error("can't connect to {url}: {source}")]
     Unreachable {
@@ -40,6 +60,20 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// What the system, or TLS, says of a connection.
+    pub(crate) fn lost(address: &Address, source: io::Error) -> Self {
+        let url = address.to_string();
+        match TlsFault::inside(&source) {
+            Some(fault) => Self::Tls {
+                url,
+                fault: fault.clone(),
+            },
+            None => Self::Unreachable { url, source },
+        }
+    }
+}
+
 /// A command was not carried out, or nobody knows.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -55,6 +89,10 @@ pub enum Error {
         /// `frame_bytes`, or 8 KiB before log-in.
         limit: usize,
     },
+    /// It holds a password, a token or a session's id, which others on the way could read: the URL asks for plain text
+    /// to another machine, and [`Options::insecure`](crate::Options::insecure) does not allow it. Nothing was sent.
+    #[error("secrets do not go to {0} in plain text, for everybody on the way to read")]
+    Exposed(Box<str>),
     /// The `id` is no integer below [`FIRST_OWN_ID`](crate::FIRST_OWN_ID), or a command under way has it; nothing was
     /// sent.
     #[error("id must be an integer below 2^52 that no command under way has, and is {0}")]
@@ -98,6 +136,10 @@ pub enum Loss {
     /// The system says so.
     #[error("the connection broke: {0}")]
     Io(Arc<io::Error>),
+    /// TLS failed when it seemed to be agreed upon: the server may judge a client's certificate after its own part of
+    /// the handshake.
+    #[error("no connection that can be used: {0}")]
+    Tls(TlsFault),
     /// The server sent more at once than it said it would.
     #[error("the server sent an object of over {0} bytes")]
     TooLarge(usize),
@@ -114,6 +156,9 @@ pub enum Loss {
 
 impl From<io::Error> for Loss {
     fn from(error: io::Error) -> Self {
-        Self::Io(Arc::new(error))
+        match TlsFault::inside(&error) {
+            Some(fault) => Self::Tls(fault.clone()),
+            None => Self::Io(Arc::new(error)),
+        }
     }
 }

@@ -13,10 +13,16 @@ use tokio::{
     time::{Duration, timeout},
 };
 
-use crate::{ConnectError, Loss, Options, address::Address, stream::Stream};
+use crate::{
+    ConnectError, Loss, Options, TlsFault,
+    address::Address,
+    stream::{Server, within},
+};
 
 /// The most that the head of an answer may take.
 const HEAD_BYTES: usize = 16 << 10;
+/// How long a connection that is closed may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A whole answer.
 #[derive(Debug)]
@@ -39,8 +45,8 @@ pub(crate) enum Trouble {
 /// A connection, when there is one.
 pub(crate) struct Http {
     sender: Option<SendRequest<Full<Bytes>>>,
-    /// What drives the connection; dropped with it.
-    driver: JoinSet<()>,
+    /// What drives the connection, and tells what was wrong with TLS; dropped with it.
+    driver: JoinSet<Option<TlsFault>>,
 }
 
 /// A request less what all have in common.
@@ -67,14 +73,15 @@ impl Http {
     /// Opens the connection where there is none.
     pub(crate) async fn open(
         &mut self,
-        address: &Address,
+        server: &Server,
         options: &Options,
     ) -> Result<&mut SendRequest<Full<Bytes>>, ConnectError> {
         let usable = self.sender.take_if(|sender| !sender.is_closed());
         let sender = match usable {
             Some(sender) => sender,
             None => {
-                let stream = Stream::connect(address, options).await?;
+                let address = &server.address;
+                let stream = within(address, options, server.connect()).await?;
                 let handshake = Builder::new()
                     .max_header_size(HEAD_BYTES)
                     .handshake(TokioIo::new(stream))
@@ -86,8 +93,9 @@ impl Http {
                 self.driver.abort_all();
                 self.driver.detach_all();
                 self.driver.spawn(async move {
-                    // What goes wrong is told to the request, or means that the connection is closed.
-                    let _ = connection.await;
+                    // All else that goes wrong is told to the request, or means that the connection is closed.
+                    let error = connection.await.err()?;
+                    TlsFault::beneath(&error).cloned()
                 });
                 sender
             }
@@ -98,12 +106,12 @@ impl Http {
     /// Sends a request and reads the whole answer. A request that found the connection closed is sent over another.
     pub(crate) async fn ask(
         &mut self,
-        address: &Address,
+        server: &Server,
         options: &Options,
         ask: Ask<'_>,
     ) -> Result<Answer, Trouble> {
         let patience = ask.patience;
-        let answer = timeout(patience, Box::pin(self.exchange(address, options, ask))).await;
+        let answer = timeout(patience, Box::pin(self.exchange(server, options, ask))).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
             failed => {
@@ -116,34 +124,34 @@ impl Http {
 
     async fn exchange(
         &mut self,
-        address: &Address,
+        server: &Server,
         options: &Options,
         ask: Ask<'_>,
     ) -> Result<Answer, Trouble> {
         let limit = ask.limit;
-        let mut request = request(address, ask);
+        let mut request = request(&server.address, ask);
         let mut again = true;
         let response = loop {
-            let sender = self.open(address, options).await.map_err(Trouble::Unsent)?;
+            let sender = self.open(server, options).await.map_err(Trouble::Unsent)?;
             let sent = match sender.ready().await {
                 Ok(()) => sender.try_send_request(request).await,
                 Err(_) if again => {
-                    self.sender = None;
+                    self.renew().await?;
                     again = false;
                     continue;
                 }
-                Err(error) => return Err(Trouble::Lost(Loss::Garbled(error.to_string()))),
+                Err(error) => return Err(Trouble::Lost(self.last_words(&error).await)),
             };
             match sent {
                 Ok(response) => break response,
                 Err(mut error) => match error.take_message() {
                     // It was closed between two requests, which servers may do at any time.
                     Some(unsent) if again => {
-                        self.sender = None;
+                        self.renew().await?;
                         again = false;
                         request = unsent;
                     }
-                    _ => return Err(Trouble::Lost(loss(error.error()))),
+                    _ => return Err(Trouble::Lost(self.last_words(error.error()).await)),
                 },
             }
         };
@@ -152,6 +160,31 @@ impl Http {
             .await
             .map_err(Trouble::Lost)?;
         Ok(Answer { status, body })
+    }
+
+    /// Gives up a connection that was found closed, unless another one would end in the same way.
+    async fn renew(&mut self) -> Result<(), Trouble> {
+        match self.fault().await {
+            Some(fault) => Err(Trouble::Lost(Loss::Tls(fault))),
+            None => {
+                self.sender = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Why a request has failed. A request that found the connection closed does not know.
+    async fn last_words(&mut self, error: &hyper::Error) -> Loss {
+        if error.is_closed() || error.is_canceled() {
+            return self.fault().await.map_or(Loss::Closed, Loss::Tls);
+        }
+        loss(error)
+    }
+
+    /// What was wrong with TLS on the connection, which is closed.
+    async fn fault(&mut self) -> Option<TlsFault> {
+        let ended = timeout(LAST_WORDS, self.driver.join_next()).await;
+        ended.ok()??.ok()?
     }
 }
 
@@ -190,7 +223,9 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Bytes, Loss> {
 }
 
 fn loss(error: &hyper::Error) -> Loss {
-    if error.is_parse() {
+    if let Some(fault) = TlsFault::beneath(error) {
+        Loss::Tls(fault.clone())
+    } else if error.is_parse() {
         Loss::Garbled(error.to_string())
     } else {
         Loss::Closed

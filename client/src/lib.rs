@@ -34,6 +34,11 @@
 //! **Ends have a cause.** [`Events::next`] gives events until the end and then the [`End`]: the server's goodbye, with
 //! its code and when to come back, or the loss of the connection.
 //!
+//! **Nobody listens in unasked.** `tls://`, `wss://` and `https://` are TLS 1.2 or 1.3, with the server's certificate
+//! checked against the URL's host and those whom [`TlsFiles::ca`] or the system trusts; no option leaves that out.
+//! Where the URL asks for plain text to another machine, log-ins with a password or a token are not sent, unless
+//! [`Options::insecure`] says so. What is wrong with TLS has a word of its own each: [`TlsFault`].
+//!
 //! This version does not come back by itself after a loss, and does not resume sessions.
 
 mod address;
@@ -44,12 +49,14 @@ mod lines;
 mod polling;
 mod push;
 mod stream;
+mod tls;
 mod websocket;
 mod wire;
 mod words;
 
 pub use client::{Client, Events, FIRST_OWN_ID, Handle, Login, Options};
 pub use error::{ConnectError, End, Error, Loss};
+pub use tls::{Identity, TlsFault, TlsFiles};
 pub use wire::{
     Bye, Event, Fields, Init, Join, Leave, Left, Limits, Message, Object, PresenceChange, Refusal,
     Sent, Session, Signal, Users, unescape_html,

@@ -1,7 +1,9 @@
 //! TCP: an object a line.
 
+use std::io;
+
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use crate::{
     Loss,
@@ -60,15 +62,20 @@ impl LineReader {
     }
 }
 
-pub(crate) struct LineWriter {
-    stream: WriteHalf<Stream>,
+pub(crate) struct LineWriter<W = WriteHalf<Stream>> {
+    stream: W,
     buffer: BytesMut,
 }
 
-impl LineWriter {
+impl<W: AsyncWrite + Unpin> LineWriter<W> {
     pub(crate) fn push(&mut self, json: &str) {
         self.buffer.extend_from_slice(json.as_bytes());
         self.buffer.extend_from_slice(b"\n");
+    }
+
+    /// Says TLS's own goodbye, and that nothing more comes.
+    pub(crate) async fn close(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
     }
 
     /// Writes all that was pushed. Cancel safe.
@@ -80,6 +87,26 @@ impl LineWriter {
             }
             self.buffer.advance(written);
         }
-        Ok(())
+        // TLS may still have some of it.
+        Ok(self.stream.flush().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::BufWriter;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_stream_below_still_has_is_flushed_too() {
+        let mut writer = LineWriter {
+            stream: BufWriter::new(Vec::new()),
+            buffer: BytesMut::new(),
+        };
+        writer.push("{}");
+        writer.flush().await.unwrap();
+        assert_eq!(writer.stream.get_ref(), b"{}\n");
+        assert!(writer.buffer.is_empty());
     }
 }

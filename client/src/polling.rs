@@ -17,9 +17,9 @@ use tokio::{
 
 use crate::{
     ConnectError, End, EndCode, Error, ErrorCode, Loss, Options,
-    address::Address,
     client::{Order, Outlet, Work},
     http1::{Answer, Ask, Http, Trouble},
+    stream::Server,
     wire::{Bye, Object, Refusal},
 };
 
@@ -37,22 +37,22 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The server was reached; the connection is the one for commands.
 pub(crate) struct Link {
-    address: Address,
+    server: Server,
     commands: Http,
 }
 
-pub(crate) async fn connect(address: Address, options: &Options) -> Result<Link, ConnectError> {
+pub(crate) async fn connect(server: Server, options: &Options) -> Result<Link, ConnectError> {
     let mut commands = Http::new();
-    commands.open(&address, options).await?;
-    Ok(Link { address, commands })
+    commands.open(&server, options).await?;
+    Ok(Link { server, commands })
 }
 
 /// Runs a session to its end.
 pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Outlet) {
-    let Link { address, commands } = link;
+    let Link { server, commands } = link;
     let (bearer, session) = watch::channel(None);
     let poller = Poller {
-        address: &address,
+        server: &server,
         outlet: &outlet,
         rooms: &Mutex::new(HashMap::new()),
         session,
@@ -67,7 +67,7 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
 
 /// What the two loops have in common.
 struct Poller<'a> {
-    address: &'a Address,
+    server: &'a Server,
     outlet: &'a Outlet,
     /// The rooms joined, each with the `seq` of its `init`. Locked while something is given to the application, so that
     /// it comes in order.
@@ -149,7 +149,7 @@ impl Poller<'_> {
             patience: shared.options.answer_timeout,
             limit: shared.object_bytes(),
         };
-        match http.ask(self.address, &shared.options, ask).await {
+        match http.ask(self.server, &shared.options, ask).await {
             Ok(answer) => object(&answer).ok_or_else(|| Error::Senseless(odd(&answer))),
             Err(Trouble::Late) => Err(Error::NoAnswer(shared.options.answer_timeout)),
             Err(Trouble::Lost(loss)) => Err(Error::Lost(loss)),
@@ -228,7 +228,7 @@ impl Poller<'_> {
             limit: shared.options.most_bytes,
         };
         let answer = http
-            .ask(self.address, &shared.options, ask)
+            .ask(self.server, &shared.options, ask)
             .await
             .map_err(|trouble| match trouble {
                 Trouble::Unsent(error) => Failure::Lost(unreachable(error)),
@@ -328,6 +328,7 @@ enum Failure {
 fn unreachable(error: ConnectError) -> Loss {
     match error {
         ConnectError::Unreachable { source, .. } => source.into(),
+        ConnectError::Tls { fault, .. } => Loss::Tls(fault),
         ConnectError::Late { after, .. } => Loss::Silent(after),
         error => Loss::Garbled(error.to_string()),
     }

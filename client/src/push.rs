@@ -111,11 +111,16 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
     }
     drop(pending);
     let close = async {
-        if let Writer::WebSocket(frames) = &mut writer {
-            if !said_bye {
-                let _ = frames.close().await;
+        match &mut writer {
+            Writer::Lines(lines) => {
+                let _ = lines.close().await;
             }
-            while let Ok(Some(_)) = reader.next(usize::MAX).await {}
+            Writer::WebSocket(frames) => {
+                if !said_bye {
+                    let _ = frames.close().await;
+                }
+                while let Ok(Some(_)) = reader.next(usize::MAX).await {}
+            }
         }
     };
     let _ = timeout(FAREWELL, close).await;
@@ -206,11 +211,14 @@ impl Driver {
         loop {
             self.outlet.put(&mut self.parked).await;
             let limit = self.outlet.shared.object_bytes();
-            let Ok(Ok(Some(incoming))) = timeout(FAREWELL, reader.next(limit)).await else {
-                return End::Lost(loss);
-            };
-            if let Some(bye) = self.take(incoming) {
-                return End::Bye(bye);
+            match timeout(FAREWELL, reader.next(limit)).await {
+                Ok(Ok(Some(incoming))) => {
+                    if let Some(bye) = self.take(incoming) {
+                        return End::Bye(bye);
+                    }
+                }
+                Ok(Err(reason @ Loss::Tls(_))) => return End::Lost(reason),
+                _ => return End::Lost(loss),
             }
         }
     }

@@ -7,7 +7,6 @@ use futures_util::{
     stream::{SplitSink, SplitStream},
 };
 use http::StatusCode;
-use tokio::time::timeout;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{Error as WsError, Message, error::ProtocolError, protocol::WebSocketConfig},
@@ -17,24 +16,20 @@ use crate::{
     ConnectError, Loss, Options,
     address::Address,
     push::{Incoming, Link, Reader, Writer},
-    stream::Stream,
+    stream::{Server, Stream},
     wire::Refusal,
 };
 
-/// Connects and upgrades, within the options' limit for each.
-pub(crate) async fn connect(address: &Address, options: &Options) -> Result<Link, ConnectError> {
-    let stream = Stream::connect(address, options).await?;
+/// Connects and upgrades. Sets no limit.
+pub(crate) async fn connect(server: &Server, options: &Options) -> Result<Link, ConnectError> {
+    let address = &server.address;
+    let stream = server.connect().await?;
     let config = WebSocketConfig::default()
         .read_buffer_size(8 << 10)
         .max_message_size(Some(options.most_bytes))
         .max_frame_size(Some(options.most_bytes));
     let upgrade = client_async_with_config(address.to_string(), stream, Some(config));
-    let upgraded = timeout(options.connect_timeout, Box::pin(upgrade))
-        .await
-        .map_err(|_| ConnectError::Late {
-            url: address.to_string(),
-            after: options.connect_timeout,
-        })?;
+    let upgraded = Box::pin(upgrade).await;
     let (socket, _) = upgraded.map_err(|error| refused(address, error))?;
     let (write, read) = socket.split();
     Ok(Link {
@@ -59,7 +54,7 @@ fn refused(address: &Address, error: WsError) -> ConnectError {
             };
             ConnectError::NotChinwag { url, why }
         }
-        WsError::Io(source) => ConnectError::Unreachable { url, source },
+        WsError::Io(source) => ConnectError::lost(address, source),
         error => ConnectError::NotChinwag {
             url,
             why: error.to_string(),
