@@ -13,19 +13,27 @@ use std::{
 use clap::Args;
 
 use crate::{
+    crowd::CrowdError,
     interrupt,
     load::{LoadError, Pace},
+    login_storm,
     process::{self, TooFewDescriptors},
     progress::Progress,
     report::Report,
     scenario::{self, Scenario, Settings, Subject},
     served::{ServeError, Served},
     sockets,
+    stream::TlsFiles,
     target::{Dialect, Names, Over, Target, TargetError},
 };
 
 /// Where every user's password is taken from.
 const PASSWORD: &str = "CHINWAG_PASSWORD";
+
+/// The most users that log in at once: each has a thread here.
+const MOST_LOGINS: usize = 2000;
+/// Longest time that a part of a run may take.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const HELP: &str = "\
 Scenarios, with defaults that options override:
@@ -35,19 +43,22 @@ Scenarios, with defaults that options override:
                      4 on their way in each room
   idle               5,000 connections without traffic: memory, bytes a minute
   join-storm         5,000 members join one room at once
+  login-storm        200 users log in at once with passwords, beside a room of
+                     100 with 50 messages a second
   slow-readers       4 of 100 members stop reading: what becomes of them, and
                      what it costs the others
   small-beside-huge  a room of 10 beside a saturated room of 4,000
   polling            2,000 polls that wait, 10 messages a second
 
-Every member checks the number of every event. Latency runs from when a message
-was due, so that a server that stops for a while can't hide it.
+Every member checks the number of every event, and every text. Latency runs from
+when a message was due, so that a server that stops for a while can't hide it.
 
 Examples:
   chinwag bench                        Try it, on a server of its own
   chinwag bench batched --over ws -n 5000
   chinwag bench lone tcp://127.0.0.1:4020
   chinwag bench idle http://127.0.0.1:8080 --json
+  chinwag bench lone wss://chat.example --ca ca.pem
 
 Limits of the server may get in the way; configs/bench.toml lifts them. Where
 users need a password, it is taken from CHINWAG_PASSWORD.
@@ -63,8 +74,8 @@ pub struct Bench {
     /// What to find out, see below; `lone` where it is left out
     #[arg(value_name = "SCENARIO")]
     first: Option<First>,
-    /// tcp://HOST:PORT, ws://HOST:PORT/v1/ws or http://HOST:PORT. Without it a server is started for
-    /// the time of the run
+    /// tcp://HOST:PORT, ws://HOST:PORT/v1/ws or http://HOST:PORT; tls, wss or https through TLS.
+    /// Without it a server is started for the time of the run
     url: Option<String>,
     /// The program to start as that server [default: this one]
     #[arg(long, value_name = "PATH", conflicts_with_all = ["url", "pid"])]
@@ -73,10 +84,12 @@ pub struct Bench {
     #[arg(
         long,
         conflicts_with = "url",
-        value_name = "tcp|ws|http",
+        value_name = "tcp|ws|http|tls|wss|https",
         hide_possible_values = true
     )]
     over: Option<Over>,
+    #[command(flatten)]
+    tls: TlsFiles,
     /// The server's process on this machine, to tell what it uses [default: that which listens there,
     /// if it can be found]
     #[arg(long)]
@@ -100,14 +113,17 @@ pub struct Bench {
     #[arg(long, value_name = "BYTES")]
     payload: Option<usize>,
     /// Length of the counted window, such as 10s
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
     /// Time before it that does not count
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     warm_up: Option<Duration>,
     /// Quiet time before each look at the server's memory
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = time)]
     settle: Option<Duration>,
+    /// How many users log in at once, for login-storm
+    #[arg(long, value_name = "N")]
+    logins: Option<usize>,
     /// How many of 100 members stop reading, for slow-readers
     #[arg(long, value_name = "PERCENT")]
     stalled: Option<f64>,
@@ -118,7 +134,10 @@ pub struct Bench {
     /// run's own]
     #[arg(long, value_name = "PREFIX", value_parser = room)]
     room: Option<String>,
-    /// Also count system calls, with strace, in a window of their own
+    /// Take compressed answers to polls, as browsers do
+    #[arg(long)]
+    gzip: bool,
+    /// Also count system calls, with perf or else strace, in a window of their own
     #[arg(long)]
     syscalls: bool,
     /// Print JSON
@@ -163,6 +182,14 @@ pub enum BenchError {
     /// The run failed.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The run failed, and the server that was started for it has ended.
+    #[error("{source}")]
+    Served {
+        /// What the run met with.
+        source: LoadError,
+        /// How the server has ended, and its last words.
+        obituary: String,
+    },
     /// The system did not tell or raise the limit of descriptors.
     #[error("raising the limit of open descriptors failed")]
     DescriptorLimit(#[source] io::Error),
@@ -188,19 +215,20 @@ impl BenchError {
     pub fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::Usage(_) | Self::Target(TargetError::Url { .. }) | Self::Load(LoadError::Plan(_))
+            Self::Usage(_)
+                | Self::Target(TargetError::Url { .. } | TargetError::PlainText)
+                | Self::Load(LoadError::Plan(_))
         )
     }
 
     /// The error with its causes, and the last words of a server that is to blame.
     #[must_use]
     pub fn explain(&self) -> String {
-        let mut text = chain(self);
-        if let Self::Serve(ServeError::Launch(error)) = self
-            && let Some(tail) = error.tail()
-        {
-            text = format!("{text}\n{tail}");
-        }
+        let text = match self {
+            Self::Serve(error) => error.explain(),
+            Self::Served { source, obituary } => format!("{}\n{obituary}", chain(source)),
+            _ => chain(self),
+        };
         text.trim_end().to_owned()
     }
 }
@@ -232,9 +260,24 @@ impl Bench {
         interrupt::heed().map_err(BenchError::Signals)?;
         let descriptors = process::raise_descriptor_limit().map_err(BenchError::DescriptorLimit)?;
         process::check_descriptors(settings.connections(), descriptors)?;
+        if let Some(file) = &self.svg {
+            writable(file).map_err(|source| BenchError::Output {
+                to: file.display().to_string(),
+                source,
+            })?;
+        }
         let progress = Progress::on_stderr();
-        let (served, subject) = self.subject(scenario, own)?;
-        let report = scenario::run(scenario, &settings, &subject, &progress)?;
+        let (mut served, subject) = self.subject(scenario, &settings, own)?;
+        let report = scenario::run(scenario, &settings, &subject, &progress).map_err(|error| {
+            let served = served.as_mut().filter(|_| may_be_the_servers_end(&error));
+            match served.and_then(|served| served.running().obituary()) {
+                Some(obituary) => BenchError::Served {
+                    source: error,
+                    obituary,
+                },
+                None => error.into(),
+            }
+        })?;
         drop(progress);
         drop(served);
         self.tell(&report)?;
@@ -255,8 +298,15 @@ impl Bench {
     fn subject(
         &self,
         scenario: Scenario,
+        settings: &Settings,
         own: Option<&Path>,
     ) -> Result<(Option<Served>, Subject), BenchError> {
+        let new = Names::own();
+        let mut names = Names {
+            user: self.user.clone().unwrap_or(new.user),
+            room: self.room.clone().unwrap_or(new.room),
+            password: env::var(PASSWORD).ok(),
+        };
         let (served, target, pid) = if let Some(url) = self.url()? {
             if let (Some(_), _) | (_, Some(_)) = (&self.server, &self.over) {
                 return Err(BenchError::Usage(
@@ -264,13 +314,10 @@ impl Bench {
                         .to_owned(),
                 ));
             }
-            let target = Target::reach(url)?;
+            let target = Target::reach(url, &self.tls)?;
+            self.check_polls(scenario, target.dialect)?;
             let local = target.addr.ip().is_loopback();
-            let found = || {
-                local
-                    .then(|| sockets::listener(target.addr.port()))
-                    .flatten()
-            };
+            let found = || local.then(|| sockets::listener(target.addr)).flatten();
             let pid = self.pid.or_else(found);
             (None, target, pid)
         } else {
@@ -281,25 +328,42 @@ impl Bench {
             };
             let over = self.over.unwrap_or(match scenario {
                 Scenario::Polling => Over::Http,
+                _ if self.gzip => Over::Http,
                 _ => Over::Tcp,
             });
-            let served = Served::start(program)?;
+            self.check_polls(scenario, over.dialect())?;
+            if !self.tls.is_empty() {
+                return Err(BenchError::Usage(
+                    "--ca, --cert and --key are for a server with an address; one that bench \
+                     starts makes its own"
+                        .to_owned(),
+                ));
+            }
+            let served = if scenario == Scenario::LoginStorm {
+                names.password = Some(login_storm::PASSWORD.to_owned());
+                let (members, users) = (settings.members, settings.logins);
+                let file = login_storm::password_file(&names, members, users);
+                Served::start_for(program, &file)?
+            } else {
+                Served::start(program, over.is_tls())?
+            };
             let (target, pid) = (served.target(over), served.pid());
             (Some(served), target, Some(pid))
         };
-        if scenario == Scenario::Polling && target.dialect != Dialect::Polling {
-            return Err(BenchError::Usage(
-                "polling goes over http://HOST:PORT".to_owned(),
-            ));
-        }
-        let own = Names::own();
-        let names = Names {
-            user: self.user.clone().unwrap_or(own.user),
-            room: self.room.clone().unwrap_or(own.room),
-            password: env::var(PASSWORD).ok(),
-        };
         let subject = Subject { target, pid, names };
         Ok((served, subject))
+    }
+
+    fn check_polls(&self, scenario: Scenario, dialect: Dialect) -> Result<(), BenchError> {
+        let what = match (scenario, dialect) {
+            (_, Dialect::Polling) => return Ok(()),
+            (Scenario::Polling, _) => "polling",
+            _ if self.gzip => "--gzip",
+            _ => return Ok(()),
+        };
+        Err(BenchError::Usage(format!(
+            "{what} goes over http://HOST:PORT"
+        )))
     }
 
     fn settings(&self, scenario: Scenario) -> Result<Settings, BenchError> {
@@ -312,11 +376,18 @@ impl Bench {
             (self.publishers.is_some(), "--publishers"),
             (self.syscalls, "--syscalls"),
         ];
-        let is_fixed = scenario == Scenario::SlowReaders || scenario == Scenario::SmallBesideHuge;
+        let is_fixed = matches!(
+            scenario,
+            Scenario::LoginStorm | Scenario::SlowReaders | Scenario::SmallBesideHuge
+        );
         let misplaced = [
             (
                 self.stalled.is_some() && scenario != Scenario::SlowReaders,
                 "--stalled",
+            ),
+            (
+                self.logins.is_some() && scenario != Scenario::LoginStorm,
+                "--logins",
             ),
             (
                 self.rooms.is_some_and(|rooms| rooms > 1) && is_fixed,
@@ -331,6 +402,10 @@ impl Bench {
             )));
         }
         settings.members = self.members.unwrap_or(settings.members);
+        settings.logins = self.logins.unwrap_or(settings.logins);
+        if scenario == Scenario::LoginStorm && !(1..=MOST_LOGINS).contains(&settings.logins) {
+            return Err(BenchError::Usage(format!("--logins is 1 to {MOST_LOGINS}")));
+        }
         settings.rooms = self
             .rooms
             .unwrap_or_else(|| settings.rooms.min(settings.members).max(1));
@@ -344,6 +419,7 @@ impl Bench {
         settings.settle = self.settle.unwrap_or(settings.settle);
         settings.stalled_percent = self.stalled.unwrap_or(settings.stalled_percent);
         settings.syscalls = self.syscalls;
+        settings.gzip = self.gzip;
         if !(0.0..100.0).contains(&settings.stalled_percent) {
             return Err(BenchError::Usage(
                 "--stalled is a share of 100, from 0 to less than 100".to_owned(),
@@ -390,6 +466,32 @@ impl Bench {
     }
 }
 
+/// Whether a server that has ended could explain this.
+fn may_be_the_servers_end(error: &LoadError) -> bool {
+    !matches!(
+        error,
+        LoadError::Plan(_) | LoadError::Crowd(CrowdError::Interrupted)
+    )
+}
+
+/// Finds out before a long run whether its result can be written there. The file is made if there is none.
+pub(crate) fn writable(file: &Path) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)
+        .map(drop)
+}
+
+/// A length of time that a run may have.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time > LONGEST {
+        return Err("at most 7 days".to_owned());
+    }
+    Ok(time)
+}
+
 /// A room's name as the protocol has it, so that it needs no escapes, and short enough for a number behind it.
 fn room(name: &str) -> Result<String, &'static str> {
     let fits =
@@ -403,6 +505,8 @@ fn room(name: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use clap::{CommandFactory, Parser};
 
     use super::*;
@@ -481,12 +585,103 @@ mod tests {
         }
         for line in [
             &["--rate", "5", "--in-flight", "2"][..],
+            &["lone", "tls://a", "--key", "alice.key"],
             &["lone", "tcp://a", "--server", "x"],
             &["--room", "Lobby"],
+            &["--duration", "18446744073709551615s"],
+            &["--warm-up", "8days"],
+            &["--settle", "604801s"],
         ] {
             let words = ["x"].iter().chain(line);
             assert!(Line::try_parse_from(words).is_err(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_before_anything_begins() {
+        let most = usize::MAX;
+        for line in [
+            format!("lone -n {most}"),
+            format!("lone -n {most} --rooms {most} --publishers {most}"),
+            format!("lone -n 1 --rooms {most}"),
+        ] {
+            let error = bench(&line).run(None).unwrap_err();
+            assert!(
+                matches!(error, BenchError::Descriptors(_)),
+                "{line}: {error}"
+            );
+        }
+        assert!(settings("lone --duration 7days").is_ok());
+        assert!(settings(&format!("lone --in-flight {}", u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_drawing_that_can_not_be_written_is_told_before_anything_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("none/plot.svg");
+        let line = format!("lone -n 1 --svg {}", file.display());
+        let error = bench(&line).run(None).unwrap_err();
+        assert!(matches!(error, BenchError::Output { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_dies_is_told_with_its_last_words_and_a_plan_is_no_fault_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("server");
+        // Tells all addresses, where nobody is, and ends once somebody could have tried.
+        let script = "#!/bin/sh\nfor name in line web poll metrics; do\n\
+                      echo listening transport=$name addr=127.0.0.1:1 >&2\ndone\n\
+                      echo out of luck >&2\nexit 7\n";
+        fs::write(&program, script).unwrap();
+        let runs = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&program, runs).unwrap();
+        let told = bench("lone -n 2")
+            .run(Some(&program))
+            .unwrap_err()
+            .explain();
+        for words in ["has ended with exit status: 7", "out of luck"] {
+            assert!(told.contains(words), "{words} is missing in {told}");
+        }
+        let error = bench("lone -n 2 --publishers 3")
+            .run(Some(&program))
+            .unwrap_err();
+        assert!(
+            error.is_usage() && !error.explain().contains("luck"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn files_for_tls_are_for_addresses_that_speak_it() {
+        let program = PathBuf::from("/nonexistent");
+        for line in [
+            "lone tcp://127.0.0.1:1 --ca ca.pem",
+            "lone --ca ca.pem",
+            "--over tls --cert a",
+        ] {
+            let error = bench(line).run(Some(&program)).unwrap_err();
+            assert!(
+                error.is_usage() && error.explain().contains("--ca"),
+                "{line}: {error}"
+            );
+        }
+        let error = bench("lone tls://127.0.0.1:1 --ca /nonexistent/ca.pem")
+            .run(None)
+            .unwrap_err();
+        assert!(error.explain().contains("/nonexistent/ca.pem: "), "{error}");
+    }
+
+    #[test]
+    fn compressed_answers_are_for_polls() {
+        let program = PathBuf::from("/nonexistent");
+        for line in ["lone --gzip --over tcp", "polling --over ws"] {
+            let error = bench(line).run(Some(&program)).unwrap_err();
+            assert!(error.is_usage(), "{line}: {error}");
+        }
+        // It goes over HTTP by itself, as far as there is a server.
+        let error = bench("lone --gzip").run(Some(&program)).unwrap_err();
+        assert!(matches!(error, BenchError::Serve(_)), "{error}");
+        assert!(settings("lone --gzip").unwrap().gzip);
     }
 
     #[test]

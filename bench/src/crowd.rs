@@ -7,11 +7,12 @@
 use std::{
     io::{self, Write as _},
     mem,
+    ops::AddAssign,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
 
-use mio::{Events, Interest, Poll, Token, unix::SourceFd};
+use mio::{Events, Interest, Poll, Registry, Token, unix::SourceFd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -101,6 +102,14 @@ impl Traffic {
     }
 }
 
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, more: Self) {
+        self.reads += more.reads;
+        self.bytes_in += more.bytes_in;
+        self.bytes_out += more.bytes_out;
+    }
+}
+
 /// What became of a member that stalled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
@@ -143,9 +152,12 @@ pub(crate) struct Context {
     pub(crate) ping_every: Duration,
     /// What fills a text up to its length.
     pub(crate) padding: Vec<u8>,
+    /// Where a member's connection is registered if it needs another one.
+    pub(crate) registry: Registry,
     /// Buffers that are kept so that nothing is allocated for a message.
     pub(crate) object: Vec<u8>,
     pub(crate) out: Vec<u8>,
+    pub(crate) inflated: Vec<u8>,
 }
 
 impl Context {
@@ -163,7 +175,7 @@ struct Pings {
 
 impl Crowd {
     /// Nobody yet. Members go to `rooms` in turn; `watch` is the clock of everything that is reported, and texts are
-    /// filled up with `padding` bytes.
+    /// filled up with `padding`.
     ///
     /// # Errors
     /// If the system gives no event loop.
@@ -171,11 +183,12 @@ impl Crowd {
         target: Target,
         names: Names,
         rooms: usize,
-        padding: usize,
+        padding: Vec<u8>,
         watch: Stopwatch,
     ) -> Result<Self, CrowdError> {
         let poll = Poll::new().map_err(CrowdError::Poll)?;
         let alarm = Alarm::new(&poll).map_err(CrowdError::Poll)?;
+        let registry = poll.registry().try_clone().map_err(CrowdError::Poll)?;
         let rooms = names.rooms(rooms);
         Ok(Self {
             poll,
@@ -195,9 +208,11 @@ impl Crowd {
                 there: 0,
                 traffic: Traffic::default(),
                 ping_every: Duration::ZERO,
-                padding: vec![b'x'; padding],
+                padding,
+                registry,
                 object: Vec::new(),
                 out: Vec::new(),
+                inflated: Vec::new(),
             },
         })
     }
@@ -277,7 +292,7 @@ impl Crowd {
     fn connect(&mut self, member: usize, hand: bool) -> Result<usize, CrowdError> {
         let at = self.links.len();
         let mut link =
-            Link::open(member, hand, self.cx.target.addr).map_err(|source| CrowdError::Open {
+            Link::open(member, hand, &self.cx.target).map_err(|source| CrowdError::Open {
                 user: self.cx.names.user(member),
                 source,
             })?;

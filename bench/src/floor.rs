@@ -3,7 +3,8 @@
 //!
 //! It answers `login`, `join`, `send`, `ping` and `logout` as the protocol says and nothing else; a connection is in one
 //! room at most. There are no limits, checks, history or names to keep unique: whatever a server costs above this is
-//! what it asks for those. A whole round of readiness is read before anything is written.
+//! what it asks for those. A whole round of readiness is read before anything is written; where messages are to go out
+//! together, and more than one has come, it gives way to those who may send more before it writes.
 //!
 //! It is for loopback and a client that is trusted; still nothing grows without bound: a member
 //! that does not read is dropped, and so is one whose frame never ends.
@@ -17,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -34,11 +36,13 @@ use crate::{
 };
 
 /// Bytes that may wait for a member that does not read; one that needs more is dropped.
-const PARKED_BYTES: usize = 256 * 1024;
+const PARKED_BYTES: usize = 1024 * 1024;
 /// Rooms there may be.
 const ROOMS: usize = 100_000;
 /// Bytes taken from one connection in one turn.
 const READ_BYTES: usize = 64 * 1024;
+/// How often it gives way and looks for more messages before it writes together those that it has.
+const LOOKS: usize = 4;
 const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 
@@ -48,7 +52,8 @@ const STOP: Token = Token(usize::MAX - 1);
 pub enum Mode {
     /// One write for each message and member.
     Lone,
-    /// One write for each member, with all messages of the turn.
+    /// One write for each member, with all messages of the turn. Where there are several, a turn lasts a little longer,
+    /// for those that follow on their heels.
     Batch,
 }
 
@@ -142,8 +147,9 @@ impl Floor {
         // Connections that had more than one read's worth. Readiness is told on its edge only, so
         // that they have to be remembered.
         let mut unread: Vec<usize> = Vec::new();
+        let mut looks = 0;
         while !self.stop.asked.load(Ordering::Acquire) {
-            let timeout = if unread.is_empty() {
+            let timeout = if unread.is_empty() && looks == 0 {
                 None
             } else {
                 Some(Duration::ZERO)
@@ -186,6 +192,13 @@ impl Floor {
                     }
                 }
             }
+            if self.mode == Mode::Batch && house.untold > 1 && looks < LOOKS {
+                looks += 1;
+                // Whoever has more to send may need this processor for it.
+                thread::yield_now();
+                continue;
+            }
+            looks = 0;
             house.tell(&mut conns, self.mode);
         }
         Ok(())
@@ -244,8 +257,9 @@ struct House {
     framing: Framing,
     names: HashMap<Box<str>, usize>,
     rooms: Vec<Room>,
-    /// Rooms with messages of this turn.
+    /// Rooms with messages of this turn, and how many messages there are.
     dirty: Vec<usize>,
+    untold: usize,
 }
 
 struct Room {
@@ -270,6 +284,7 @@ impl House {
             names: HashMap::new(),
             rooms: Vec::new(),
             dirty: Vec::new(),
+            untold: 0,
         }
     }
 
@@ -302,6 +317,7 @@ impl House {
         let framing = self.framing;
         let (which, room) = (room, &mut self.rooms[room]);
         room.seq += 1;
+        self.untold += 1;
         let at = clock::unix_millis();
         let event = Object::Message {
             room: name,
@@ -321,6 +337,7 @@ impl House {
     /// Tells this turn's messages to the members. This is what is measured.
     fn tell(&mut self, conns: &mut Slab<Conn>, mode: Mode) {
         let mut broken = Vec::new();
+        self.untold = 0;
         for room in self.dirty.drain(..) {
             let room = &mut self.rooms[room];
             if mode == Mode::Batch {

@@ -16,6 +16,7 @@ pub(crate) fn after(trouble: &Trouble, stage: Stage) -> String {
                  and limits.connects_per_ip; {POINTER}"
             );
         }
+        Trouble::Tls(error) => return over_tls(error).to_owned(),
         _ => return String::new(),
     };
     let keys = match (&**code, stage) {
@@ -58,6 +59,23 @@ pub(crate) fn after(trouble: &Trouble, stage: Stage) -> String {
     format!(". In the server's configuration, {keys}; {POINTER}")
 }
 
+/// The same where two did not come to terms over TLS.
+fn over_tls(error: &rustls::Error) -> &'static str {
+    use rustls::{AlertDescription as Alert, CertificateError, Error, InvalidMessage};
+    match error {
+        Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => ". Name who signed the server's certificate with --ca FILE",
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            ". The server may speak plain text there"
+        }
+        Error::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => {
+            ". The server may want a certificate: --cert FILE, and --key FILE where its key stands apart"
+        }
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +96,16 @@ mod tests {
         assert!(hint("too_many", Stage::Joining).contains("configs/bench.toml"));
         assert!(hint("auth_failed", Stage::LoggingIn).contains("CHINWAG_PASSWORD"));
         assert_eq!(hint("internal", Stage::Present), "");
+    }
+
+    #[test]
+    fn files_for_tls_are_told_where_one_is_missing() {
+        let hint = |error| after(&Trouble::Tls(error), Stage::Opening);
+        let unknown = rustls::CertificateError::UnknownIssuer;
+        assert!(hint(rustls::Error::InvalidCertificate(unknown)).contains("--ca"));
+        let required = rustls::AlertDescription::CertificateRequired;
+        assert!(hint(rustls::Error::AlertReceived(required)).contains("--cert"));
+        assert_eq!(hint(rustls::Error::DecryptError), "");
     }
 
     #[test]

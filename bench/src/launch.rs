@@ -13,8 +13,9 @@ use std::{
 
 use crate::clock::Stopwatch;
 
-/// Longest time for a process to tell where it listens.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time for a process to tell where it listens: one that is watched as it starts, on a machine that is busy,
+/// takes seconds.
+const START_LIMIT: Duration = Duration::from_secs(30);
 /// Lines of a process that are kept to explain its end, and the longest that is taken whole.
 const TAIL_LINES: usize = 20;
 const LINE_BYTES: u64 = 8 * 1024;
@@ -97,7 +98,7 @@ impl Running {
     /// that of a program that does not name them stands for all.
     ///
     /// # Errors
-    /// If it does not start, ends, or does not listen within ten seconds.
+    /// If it does not start, ends, or does not listen within half a minute.
     pub fn start(
         mut command: Command,
         speaks: Speaks,
@@ -223,6 +224,19 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What to say of the process once a run against it has failed: whether it still runs, and its last words.
+    pub fn epitaph(&mut self) -> String {
+        let state = self.state();
+        format!("{} {state}\n{}", self.program, self.tail())
+    }
+
+    /// The same of a process that has ended; `None` of one that still runs a second later.
+    pub fn obituary(&mut self) -> Option<String> {
+        let epitaph = self.epitaph();
+        let runs = matches!(self.child.try_wait(), Ok(None));
+        (!runs).then_some(epitaph)
     }
 
     /// What it said last.

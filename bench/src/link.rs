@@ -1,13 +1,8 @@
 //! One connection of a member: its way in, what it says, and what it is sent, in each dialect.
 
-use std::{
-    io::{self, Read, Write},
-    mem,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{io, mem, time::Duration};
 
-use mio::{event::Event, net::TcpStream};
+use mio::{Interest, Token, event::Event, net::TcpStream};
 use serde_json::json;
 use tungstenite::handshake::derive_accept_key;
 
@@ -15,7 +10,8 @@ use crate::{
     crowd::{Context, Fate, append},
     hearing::Hearing,
     object::{Batch, Incoming, shown},
-    target::Dialect,
+    stream::Stream,
+    target::{Dialect, Target},
     wire::{
         self, Framing, Kind, MAX_FRAME, Role, WireError, http,
         mqtt::{self, Packet},
@@ -70,11 +66,14 @@ pub enum Trouble {
     /// Its connection failed.
     #[error("the connection failed ({0})")]
     Socket(io::Error),
+    /// It did not come to terms with the server over TLS.
+    #[error("TLS failed ({0})")]
+    Tls(rustls::Error),
     /// The server closed its connection without a word.
     #[error("the server closed the connection")]
     Closed,
     /// The server closed its WebSocket.
-    #[error("the server closed the WebSocket with {code} {reason:?}")]
+    #[error("the server closed the WebSocket with {code} ({reason})")]
     CloseFrame {
         /// The close code.
         code: u16,
@@ -98,7 +97,7 @@ pub enum Trouble {
         message: String,
     },
     /// The upgrade to WebSocket was refused.
-    #[error("the upgrade was answered with {0:?}")]
+    #[error("the upgrade was answered with {0}")]
     Upgrade(String),
     /// It was told something that has no place there.
     #[error("it was told {0}")]
@@ -109,12 +108,21 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// The trouble with a connection.
+    fn of(error: io::Error) -> Self {
+        match error.downcast() {
+            Ok(error) => Self::Tls(error),
+            Err(error) => Self::Socket(error),
+        }
+    }
+
     /// The trouble of somebody who was told `object` when something else was due.
     pub(crate) fn told(object: &[u8]) -> Self {
         let Some(incoming) = Incoming::read(object) else {
             return Self::Told(shown(object));
         };
-        let word = |text: Option<std::borrow::Cow<'_, str>>| text.unwrap_or_default().into_owned();
+        let word =
+            |text: Option<std::borrow::Cow<'_, str>>| shown(text.unwrap_or_default().as_bytes());
         match &*incoming.kind {
             "error" => Self::Refused {
                 code: word(incoming.code),
@@ -135,7 +143,7 @@ pub(crate) struct Link {
     member: usize,
     /// Whether it only carries a polling member's commands.
     hand: bool,
-    stream: TcpStream,
+    stream: Stream,
     stage: Stage,
     /// The beginning of a frame whose rest has not come.
     partial: Vec<u8>,
@@ -149,14 +157,11 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn open(member: usize, hand: bool, addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(addr)?;
-        // Reset at the end: run after run, waiting connections would fill the table of local ports.
-        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    pub(crate) fn open(member: usize, hand: bool, target: &Target) -> io::Result<Self> {
         Ok(Self {
             member,
             hand,
-            stream,
+            stream: Stream::open(target.addr, target.tls.as_ref())?,
             stage: Stage::Connecting,
             partial: Vec::new(),
             outbox: Vec::new(),
@@ -168,7 +173,7 @@ impl Link {
     }
 
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+        self.stream.socket()
     }
 
     pub(crate) fn member(&self) -> usize {
@@ -204,12 +209,13 @@ impl Link {
         self.over.clone().unwrap_or(Fate::There)
     }
 
-    /// Whether this trouble is none to the crowd: whoever stalled may be ended, and a hand that asks nothing may be
-    /// let go.
+    /// Whether this trouble is none to the crowd: whoever stalled may be ended, but never told what it should not be;
+    /// and a hand that asks nothing may be let go.
     pub(crate) fn endure(&mut self, trouble: &Trouble) -> bool {
         let let_go =
             self.hand && self.asked == 0 && matches!(trouble, Trouble::Closed | Trouble::Socket(_));
-        if !self.stalled && !let_go {
+        let ended = self.stalled && !matches!(trouble, Trouble::Told(_) | Trouble::Wire(_));
+        if !ended && !let_go {
             return false;
         }
         self.over.get_or_insert_with(|| match trouble {
@@ -232,6 +238,7 @@ impl Link {
         }
         if event.is_writable() {
             self.flush()?;
+            cx.traffic += self.stream.take_traffic();
         }
         let closed = event.is_read_closed() || event.is_error();
         if event.is_readable() || closed {
@@ -242,14 +249,15 @@ impl Link {
 
     /// Whether the connection stands; if so, takes the next step.
     fn connected(&mut self, cx: &mut Context) -> Result<bool, Trouble> {
-        if let Some(error) = self.stream.take_error().map_err(Trouble::Socket)? {
+        let socket = self.stream.socket();
+        if let Some(error) = socket.take_error().map_err(Trouble::Socket)? {
             return Err(Trouble::Socket(error));
         }
-        match self.stream.peer_addr() {
+        match socket.peer_addr() {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
             other => other.map_err(Trouble::Socket)?,
         };
-        self.stream.set_nodelay(true).map_err(Trouble::Socket)?;
+        socket.set_nodelay(true).map_err(Trouble::Socket)?;
         if self.hand {
             // What it has to say waits in its outbox already.
             self.stage = Stage::Present;
@@ -400,10 +408,14 @@ impl Link {
                 out,
                 format_args!(
                     "GET {}/v1/events?ack={ack}&wait={WAIT_SECONDS} HTTP/1.1\r\nHost: {}\r\n\
-                     Authorization: Bearer {session}\r\n\r\n",
+                     Authorization: Bearer {session}\r\n",
                     cx.target.path, cx.target.host
                 ),
             );
+            if cx.target.gzip {
+                out.extend_from_slice(b"Accept-Encoding: gzip\r\n");
+            }
+            out.extend_from_slice(b"\r\n");
         });
         self.session = session;
         self.asked += 1;
@@ -454,8 +466,8 @@ impl Link {
         let mut out = mem::take(&mut cx.out);
         out.clear();
         build(cx, &mut out);
-        cx.traffic.bytes_out += out.len() as u64;
         let done = self.write(&out);
+        cx.traffic += self.stream.take_traffic();
         cx.out = out;
         done
     }
@@ -471,6 +483,7 @@ impl Link {
     }
 
     fn flush(&mut self) -> Result<(), Trouble> {
+        self.stream.flush().map_err(Trouble::of)?;
         while !self.outbox.is_empty() {
             let outbox = mem::take(&mut self.outbox);
             let taken = self.write_once(&outbox)?;
@@ -488,8 +501,7 @@ impl Link {
             match self.stream.write(bytes) {
                 Ok(taken) => return Ok(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) => return Err(Trouble::Socket(error)),
+                Err(error) => return Err(Trouble::of(error)),
             }
         }
     }
@@ -511,10 +523,9 @@ impl Link {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Trouble::Socket(error)),
+                Err(error) => return Err(Trouble::of(error)),
             };
-            cx.traffic.reads += 1;
-            cx.traffic.bytes_in += count as u64;
+            cx.traffic += self.stream.take_traffic();
             let bytes = &scratch[..held + count];
             let at = cx.watch.elapsed();
             let mut used = 0;
@@ -526,7 +537,7 @@ impl Link {
             }
             self.partial.clear();
             self.partial.extend_from_slice(&bytes[used..]);
-            if held + count < scratch.len() && !closed {
+            if held + count < scratch.len() && !closed && self.stream.is_empty_after_less() {
                 return Ok(());
             }
         }
@@ -596,27 +607,19 @@ impl Link {
         };
         let payload = &bytes[piece.payload];
         match piece.kind {
-            Kind::Text if self.stage == Stage::Present => self.heard(payload, at, hearing)?,
+            Kind::Text if self.stage == Stage::Present => {
+                hearing.heard(self.member, payload, at)?;
+            }
             Kind::Text => self.replied(payload, cx, hearing)?,
             Kind::Ping => self.say(cx, |_, out| wire::put_pong(Role::Client, payload, out))?,
             Kind::Pong => (),
             Kind::Close => {
                 let (code, reason) = wire::close_reason(payload);
+                let reason = shown(reason.as_bytes());
                 return Err(Trouble::CloseFrame { code, reason });
             }
         }
         Ok(Some(piece.end))
-    }
-
-    fn heard(&self, object: &[u8], at: Duration, hearing: &mut Hearing) -> Result<(), Trouble> {
-        if self.stalled {
-            // All that matters is how it ends.
-            return match Trouble::told(object) {
-                bye @ Trouble::Bye { .. } => Err(bye),
-                _ => Ok(()),
-            };
-        }
-        hearing.heard(self.member, object, at)
     }
 
     /// An object on the way into the room.
@@ -634,6 +637,7 @@ impl Link {
                 if cx.target.dialect == Dialect::Chinwag(Framing::Lines) {
                     cx.ping_every = Duration::from_millis(reply.ping_every_ms);
                 }
+                hearing.named(self.member, &reply.user.ok_or_else(told)?);
                 self.session = reply.session.unwrap_or_default().into();
                 self.logged_in(cx)
             }
@@ -662,11 +666,53 @@ impl Link {
         };
         let (body, end) = (&bytes[answer.body.clone()], answer.body.end);
         self.asked = self.asked.saturating_sub(1);
-        if self.hand {
-            hearing.heard(self.member, body, at)?;
-            return Ok(Some(end));
+        if answer.last {
+            self.part(cx)?;
         }
-        if !(200..300).contains(&answer.status) {
+        if answer.gzip {
+            let mut text = mem::take(&mut cx.inflated);
+            http::inflate(body, &mut text)?;
+            self.answer(answer.status, &text, at, cx, hearing)?;
+            cx.inflated = text;
+        } else {
+            self.answer(answer.status, body, at, cx, hearing)?;
+        }
+        Ok(Some(end))
+    }
+
+    /// The server closes the connection after an answer: what is said next needs another one.
+    fn part(&mut self, cx: &Context) -> Result<(), Trouble> {
+        if self.hand {
+            self.over.get_or_insert(Fate::Cut);
+            return Ok(());
+        }
+        let mut stream =
+            Stream::open(cx.target.addr, cx.target.tls.as_ref()).map_err(Trouble::of)?;
+        stream.socket().set_nodelay(true).map_err(Trouble::Socket)?;
+        // Members are registered under their numbers. The old socket leaves the list by being closed.
+        cx.registry
+            .register(
+                stream.socket(),
+                Token(self.member),
+                Interest::READABLE | Interest::WRITABLE,
+            )
+            .map_err(Trouble::Socket)?;
+        self.stream = stream;
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        status: u16,
+        body: &[u8],
+        at: Duration,
+        cx: &mut Context,
+        hearing: &mut Hearing,
+    ) -> Result<(), Trouble> {
+        if self.hand {
+            return hearing.heard(self.member, body, at);
+        }
+        if !(200..300).contains(&status) {
             return Err(Trouble::told(body));
         }
         if self.stage != Stage::Present {
@@ -674,17 +720,16 @@ impl Link {
             if self.stage == Stage::Present {
                 self.poll(0, cx)?;
             }
-            return Ok(Some(end));
+            return Ok(());
         }
         let batch: Batch<'_> = serde_json::from_slice(body).map_err(|_| Trouble::told(body))?;
         for event in &batch.events {
-            self.heard(event.get().as_bytes(), at, hearing)?;
+            hearing.heard(self.member, event.get().as_bytes(), at)?;
         }
         if batch.superseded {
             return Err(Trouble::Told(shown(body)));
         }
-        self.poll(batch.next, cx)?;
-        Ok(Some(end))
+        self.poll(batch.next, cx)
     }
 
     fn mqtt(
@@ -698,7 +743,9 @@ impl Link {
             return Ok(None);
         };
         match (self.stage, piece.packet) {
-            (Stage::Present, Packet::Message) => self.heard(&bytes[piece.payload], at, hearing)?,
+            (Stage::Present, Packet::Message) => {
+                hearing.heard(self.member, &bytes[piece.payload], at)?;
+            }
             (Stage::LoggingIn, Packet::Connected(0)) => self.logged_in(cx)?,
             (Stage::Joining, Packet::Subscribed(0)) => {
                 hearing.arrived(self.member, 0, None, None);
@@ -722,7 +769,7 @@ impl Link {
         };
         let payload = &bytes[piece.payload];
         match (self.stage, piece.verb) {
-            (Stage::Present, Verb::Message) => self.heard(payload, at, hearing)?,
+            (Stage::Present, Verb::Message) => hearing.heard(self.member, payload, at)?,
             (Stage::Opening, Verb::Info) => self.log_in(cx)?,
             (Stage::LoggingIn, Verb::Pong) => self.logged_in(cx)?,
             (Stage::Joining, Verb::Pong) => {

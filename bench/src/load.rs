@@ -5,8 +5,9 @@
 //! time belong to each other exactly.
 //!
 //! Latency runs from when a message was due to be sent, not from when it was: a client that a slow server holds up
-//! does not hide the wait (coordinated omission). Where the pace is a number of messages in flight there is no
-//! schedule, and it runs from the sending.
+//! does not hide the wait (coordinated omission). What had not come in the end, or could not even be sent, counts with
+//! the time that it had been waited for by then. Where the pace is a number of messages in flight there is no schedule,
+//! and latency runs from the sending.
 
 use std::{
     ops::Range,
@@ -24,7 +25,7 @@ use crate::{
     clock::Stopwatch,
     cost::{Cost, Meter, MeterError},
     crowd::{Crowd, CrowdError, Fate, SLICE, Traffic},
-    hearing::{Hearing, Presence, Wrong},
+    hearing::{Hearing, Presence, WAITED_FOR, Wrong},
     link::HEAD_BYTES,
     plot::Curve,
     progress::Progress,
@@ -43,6 +44,10 @@ pub const ACQUAINT_LIMIT: Duration = Duration::from_secs(5);
 const MOMENT: Duration = Duration::from_millis(2);
 /// Bytes that may wait for a publisher's socket before it is left to catch up.
 const UNSENT_BYTES: usize = 64 * 1024;
+/// How long everybody listens after the last delivery for what should not come.
+const AFTERTHOUGHT: Duration = Duration::from_millis(100);
+/// Steps in which messages that were not sent are added to the latencies, however many they are.
+const UNSENT_STEPS: u64 = 10_000;
 
 /// When messages are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -50,8 +55,18 @@ const UNSENT_BYTES: usize = 64 * 1024;
 pub enum Pace {
     /// So many a second, evenly, by all publishers of all rooms together; more than 0.
     PerSecond(f64),
-    /// As many as keep this number on their way to members in each room; at least 1.
+    /// As many as keep this number on their way to members in each room; 1 to [`WAITED_FOR`].
     InFlight(u64),
+}
+
+/// How much is sent in a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// As much as the pace has for this length.
+    Time(Duration),
+    /// This number of messages of all rooms together, by a pace of messages in flight. Where they can't be sent
+    /// within the time beside it, the rest is not sent.
+    Messages(u64, Duration),
 }
 
 /// Who takes part, and how.
@@ -90,6 +105,14 @@ pub enum LoadError {
     /// The server's process could not be asked.
     #[error(transparent)]
     Meter(#[from] MeterError),
+    /// One of those who were to log in at once could not.
+    #[error("{user} could not log in: {why}")]
+    LogIn {
+        /// Who.
+        user: String,
+        /// What happened to it.
+        why: String,
+    },
     /// The warm-up was not delivered.
     #[error("{missing} deliveries of the warm-up were missing {limit:?} after it")]
     WarmUp {
@@ -133,8 +156,12 @@ pub struct Part {
     pub deliveries_per_read: f64,
     /// Bytes that the server sent for one delivery, everything included but the headers of TCP and IP.
     pub wire_bytes_per_delivery: f64,
-    /// From when a message was due to when a member had read it.
+    /// From when a message was due to when a member had read it; from its sending where the pace is a number of
+    /// messages in flight.
     pub latency_us: Latency,
+    /// How many of these latencies belong to deliveries that had not come in the end. They count with how long they
+    /// had been waited for, which is less than they would have taken.
+    pub latency_at_least: u64,
     /// 99th percentile of how late the client itself sent, in microseconds. Part of the latency.
     pub sent_late_us: u64,
     /// What the server used, if its process is known.
@@ -207,7 +234,9 @@ impl Pace {
             Self::PerSecond(rate) if !(0.001..=1e6).contains(&rate) => Err(LoadError::Plan(
                 "a rate is from 0.001 to 1000000 messages a second",
             )),
-            Self::InFlight(0) => Err(LoadError::Plan("at least 1 message has to be in flight")),
+            Self::InFlight(most) if !(1..=WAITED_FOR as u64).contains(&most) => {
+                Err(LoadError::Plan("1 to 65536 messages may be in flight"))
+            }
             _ => Ok(()),
         }
     }
@@ -244,13 +273,15 @@ impl<'p> Run<'p> {
     /// If the load is impossible, or the system gives no event loop.
     pub fn new(load: Load, progress: &'p Progress) -> Result<Self, LoadError> {
         load.check()?;
-        let padding = load.payload - HEAD_BYTES;
         let (target, names) = (load.target.clone(), load.names.clone());
         let numbers = load.target.dialect.numbers();
+        let rooms = names.rooms(load.rooms);
+        let hearing = Hearing::new(numbers, load.payload, &rooms, load.publishers);
+        let padding = hearing.filler().to_vec();
         let stalled = load.members..load.members;
         Ok(Self {
             crowd: Crowd::new(target, names, load.rooms, padding, load.watch)?,
-            hearing: Hearing::new(numbers, load.payload, load.rooms),
+            hearing,
             sent_late: Histogram::new_with_bounds(1, 60_000_000, 3)
                 .expect("these bounds are valid"),
             numbers: vec![0; load.rooms],
@@ -335,7 +366,7 @@ impl<'p> Run<'p> {
         if length.is_zero() {
             return Ok(());
         }
-        let missing = self.phase("warm-up", pace, length)?.missing;
+        let missing = self.phase("warm-up", pace, Span::Time(length))?.missing;
         if missing > 0 {
             let limit = self.load.drain_limit;
             return Err(LoadError::WarmUp { missing, limit });
@@ -354,11 +385,25 @@ impl<'p> Run<'p> {
         length: Duration,
         pid: Option<u32>,
     ) -> Result<Part, LoadError> {
+        self.measure_span(name, pace, Span::Time(length), pid)
+    }
+
+    /// The same for as much as `span` has.
+    ///
+    /// # Errors
+    /// As for [`Run::measure`], and if a number of messages is asked for at a rate.
+    pub fn measure_span(
+        &mut self,
+        name: &str,
+        pace: Pace,
+        span: Span,
+        pid: Option<u32>,
+    ) -> Result<Part, LoadError> {
         self.hearing.begin_counting();
         self.sent_late.reset();
         let before = self.crowd.traffic();
         let meter = pid.map(Meter::read).transpose()?;
-        let phase = self.phase(name, pace, length)?;
+        let phase = self.phase(name, pace, span)?;
         let deliveries = self.hearing.delivered();
         let server = meter
             .map(|meter| Meter::since(&meter, phase.took, deliveries))
@@ -366,6 +411,11 @@ impl<'p> Run<'p> {
         let traffic = self.crowd.traffic().since(before);
         let each = |amount: u64, of: u64| amount as f64 / of.max(1) as f64;
         let seconds = phase.took.as_secs_f64();
+        let latency_at_least = self.hearing.not_come();
+        let curve = match latency_at_least {
+            0 => name.to_owned(),
+            count => format!("{name} ({count} at least)"),
+        };
         Ok(Part {
             name: name.to_owned(),
             rooms: self.load.rooms,
@@ -383,9 +433,10 @@ impl<'p> Run<'p> {
             deliveries_per_read: each(deliveries, traffic.reads),
             wire_bytes_per_delivery: each(traffic.bytes_in, deliveries),
             latency_us: Latency::of(self.hearing.latency()),
+            latency_at_least,
             sent_late_us: self.sent_late.value_at_quantile(0.99),
             server,
-            curve: Curve::of(name, self.hearing.latency()),
+            curve: Curve::of(&curve, self.hearing.latency()),
         })
     }
 
@@ -431,6 +482,16 @@ impl<'p> Run<'p> {
         self.hearing.wrong()
     }
 
+    /// Listens for a moment, since what is sent once too often may come last, and tells what was wrong with all that
+    /// members heard.
+    ///
+    /// # Errors
+    /// If the crowd fails.
+    pub fn verdict(&mut self) -> Result<Wrong, LoadError> {
+        self.rest(AFTERTHOUGHT)?;
+        Ok(self.hearing.wrong())
+    }
+
     /// What members were told about each other since counting began.
     #[must_use]
     pub fn presence(&self) -> Presence {
@@ -454,15 +515,28 @@ impl<'p> Run<'p> {
         self.crowd.traffic()
     }
 
-    /// Publishes for `length` at `pace`, then waits until all of it is delivered and answered.
-    fn phase(&mut self, name: &str, pace: Pace, length: Duration) -> Result<Phase, LoadError> {
+    /// Publishes what `span` has at `pace`, then waits until all of it is delivered and answered.
+    fn phase(&mut self, name: &str, pace: Pace, span: Span) -> Result<Phase, LoadError> {
         pace.check()?;
         self.hearing.begin_phase();
         let watch = self.load.watch;
         let start = watch.elapsed();
-        let (messages, unsent) = match pace {
-            Pace::PerSecond(rate) => self.at_rate(name, rate, start, length)?,
-            Pace::InFlight(most) => (self.in_flight(name, most, start, length)?, 0),
+        let (messages, unsent) = match (pace, span) {
+            (Pace::PerSecond(rate), Span::Time(length)) => {
+                self.at_rate(name, rate, start, length)?
+            }
+            (Pace::PerSecond(_), Span::Messages(..)) => {
+                return Err(LoadError::Plan(
+                    "a number of messages is sent by how many are in flight",
+                ));
+            }
+            (Pace::InFlight(most), Span::Time(length)) => {
+                (self.in_flight(name, most, u64::MAX, start, length)?, 0)
+            }
+            (Pace::InFlight(most), Span::Messages(all, limit)) => {
+                let messages = self.in_flight(name, most, all, start, limit)?;
+                (messages, all - messages)
+            }
         };
         let drain_from = watch.elapsed();
         let (missing, unanswered) = loop {
@@ -474,8 +548,15 @@ impl<'p> Run<'p> {
             }
             self.crowd.turn(SLICE / 10, &mut self.hearing)?;
         };
-        let mut took = watch.elapsed() - start;
-        if !self.has_enough() {
+        let now = watch.elapsed();
+        self.hearing.add_missing(now);
+        if let Pace::PerSecond(rate) = pace {
+            self.add_unsent(messages..messages + unsent, rate, start, now);
+        }
+        let mut took = now - start;
+        if let Span::Time(length) = span
+            && !self.has_enough()
+        {
             took = took.max(length);
         }
         Ok(Phase {
@@ -524,11 +605,27 @@ impl<'p> Run<'p> {
         Ok((messages, all - messages))
     }
 
-    /// Sends as much as keeps `most` messages of each room on their way. Returns how many were sent.
+    /// Adds the messages of these numbers in the schedule, which were not sent, to the latencies. Where they are too
+    /// many to be taken one by one, as the last of a group was due.
+    fn add_unsent(&mut self, numbers: Range<u64>, rate: f64, start: Duration, now: Duration) {
+        let step = (numbers.end - numbers.start).div_ceil(UNSENT_STEPS).max(1);
+        let mut next = numbers.start;
+        while next < numbers.end {
+            let count = step.min(numbers.end - next);
+            let room = usize::try_from(next % self.load.rooms as u64).expect("less than a usize");
+            next += count;
+            let due = start + Duration::from_secs_f64((next - 1) as f64 / rate);
+            self.hearing.add_unsent(room, count, due, now);
+        }
+    }
+
+    /// Sends as much as keeps `most` messages of each room on their way, but not more than `all` messages. Returns how
+    /// many were sent.
     fn in_flight(
         &mut self,
         name: &str,
         most: u64,
+        all: u64,
         start: Duration,
         length: Duration,
     ) -> Result<u64, LoadError> {
@@ -539,11 +636,11 @@ impl<'p> Run<'p> {
         let mut stuck = Vec::new();
         loop {
             let now = self.load.watch.elapsed();
-            if now >= end || self.has_enough() {
+            if now >= end || messages == all || self.has_enough() {
                 return Ok(messages);
             }
             for room in hungry.drain(..) {
-                while self.hearing.open(room) < most {
+                while self.hearing.open(room) < most && messages < all {
                     if !self.publish(room, self.load.watch.elapsed())? {
                         stuck.push(room);
                         break;
@@ -565,12 +662,13 @@ impl<'p> Run<'p> {
         let turn = usize::try_from(number % self.load.publishers as u64)
             .expect("less than the number of publishers, which is a usize");
         let member = room + turn * self.load.rooms;
-        let late = self.load.watch.elapsed().saturating_sub(due);
+        let now = self.load.watch.elapsed();
         if !self.crowd.publish(member, due, number, UNSENT_BYTES)? {
             return Ok(false);
         }
         self.numbers[room] = number;
-        self.hearing.sent(room);
+        self.hearing.sent(room, due, now);
+        let late = now.saturating_sub(due);
         let late = u64::try_from(late.as_micros()).unwrap_or(u64::MAX);
         self.sent_late.saturating_record(late);
         Ok(true)

@@ -12,6 +12,7 @@ use chinwag_bench::{
     command::{Bench, chain},
     compare::Compare,
     floor::{Floor, Mode},
+    guard::Guard,
     process,
     wire::Framing,
 };
@@ -34,6 +35,7 @@ enum Command {
     Floor(FloorArgs),
     Serve(ServeArgs),
     Compare(Box<Compare>),
+    Guard(Guard),
     /// The same as `chinwag bench`
     Bench(Box<Bench>),
 }
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Floor(args) => floor(&args).map(|()| true).map_err(|error| chain(&error)),
         Command::Serve(_) => serve().map(|()| true).map_err(|error| chain(&error)),
         Command::Compare(compare) => compare.run().map_err(|error| error.explain()),
+        Command::Guard(guard) => guard.run().map_err(|error| error.explain()),
         Command::Bench(bench) => bench
             .run(None)
             .map(|faults| faults == 0)

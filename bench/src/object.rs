@@ -18,6 +18,10 @@ pub(crate) struct Incoming<'i> {
     #[serde(rename = "type", borrow)]
     pub(crate) kind: Cow<'i, str>,
     #[serde(borrow)]
+    pub(crate) room: Option<Cow<'i, str>>,
+    #[serde(borrow)]
+    pub(crate) user: Option<Cow<'i, str>>,
+    #[serde(borrow)]
     pub(crate) session: Option<Cow<'i, str>>,
     pub(crate) ping_every_ms: u64,
     pub(crate) seq: Option<u64>,
@@ -78,11 +82,22 @@ impl<'de> Deserialize<'de> for Names {
     }
 }
 
-/// The beginning of `bytes` as text, for an error.
+/// The beginning of `bytes` as text, for an error. Control characters are escaped: a server must not write to the
+/// terminal of those who measure it.
 pub(crate) fn shown(bytes: &[u8]) -> String {
     let cut = bytes.len().min(SHOWN_BYTES);
-    let more = if cut < bytes.len() { "…" } else { "" };
-    format!("{}{more}", String::from_utf8_lossy(&bytes[..cut]))
+    let mut text = String::new();
+    for character in String::from_utf8_lossy(&bytes[..cut]).chars() {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+    }
+    if cut < bytes.len() {
+        text.push('…');
+    }
+    text
 }
 
 /// Whether two members were told the same, whatever the spelling.
@@ -117,6 +132,12 @@ mod tests {
     fn spelling_makes_no_difference_and_content_does() {
         assert!(same_event(br#"{"a":1,"b":2}"#, br#"{"b":2, "a":1}"#));
         assert!(!same_event(br#"{"a":1}"#, br#"{"a":2}"#));
+    }
+
+    #[test]
+    fn control_characters_are_escaped_where_they_are_shown() {
+        assert_eq!(shown(b"\x1b[2Jhi\r\n\x07"), r"\u{1b}[2Jhi\r\n\u{7}");
+        assert_eq!(shown("grüße \u{9b}".as_bytes()), r"grüße \u{9b}");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Opponent {
         };
         let (command, speaks, folder) = match contender {
             Contender::Chinwag => {
-                let served = Served::start(&programs.server)?;
+                let served = Served::start(&programs.server, over.is_tls())?;
                 let target = served.target(over);
                 return Ok(Self {
                     process: Process::Served(served),
@@ -207,12 +207,10 @@ impl Opponent {
 
     /// What to say of the process once a run against it has failed: whether it still runs, and its last words.
     pub fn epitaph(&mut self) -> String {
-        let running = match &mut self.process {
-            Process::Served(served) => served.running(),
-            Process::Running(running) => running,
-        };
-        let state = running.state();
-        format!("{} {state}\n{}", running.program(), running.tail())
+        match &mut self.process {
+            Process::Served(served) => served.running().epitaph(),
+            Process::Running(running) => running.epitaph(),
+        }
     }
 }
 

@@ -23,8 +23,9 @@ struct ThreadUsage {
 /// What a process used between two moments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Time on a processor, user and kernel, as the scheduler counted it; the kernel's work for a
-    /// loopback connection up to the receiver's socket is part of it.
+    /// Time on a processor, user and kernel, as the scheduler counted it. The kernel's work for a loopback connection
+    /// up to the receiver's socket is part of it, unless the kernel accounts for interrupts apart
+    /// (`CONFIG_IRQ_TIME_ACCOUNTING`). Of a thread that runs, it was counted at the last tick.
     pub cpu: Duration,
     /// Times a thread gave up the processor to wait.
     pub voluntary: u64,
@@ -226,7 +227,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
 /// If they do not.
 pub fn check_descriptors(connections: usize, limit: u64) -> Result<(), TooFewDescriptors> {
     const BESIDES: u64 = 64;
-    let needed = connections as u64 + BESIDES;
+    let needed = (connections as u64).saturating_add(BESIDES);
     if needed > limit {
         Err(TooFewDescriptors {
             wanted: connections,
@@ -304,6 +305,7 @@ mod tests {
     #[test]
     fn connections_over_the_limit_are_refused_with_both_numbers() {
         assert!(check_descriptors(1_000, 1_064).is_ok());
+        assert!(check_descriptors(usize::MAX, 1_063).is_err());
         let error = check_descriptors(1_000, 1_063).unwrap_err().to_string();
         assert!(
             error.contains("1000 connections need 1064") && error.contains("1063"),

@@ -8,6 +8,7 @@ use crate::{
     cost::Cost,
     hearing::{Presence, Wrong},
     load::{Latency, Pace, Part},
+    login_storm::Logins,
     plot::{self, time},
     process::Machine,
     scenario::{Scenario, Subject},
@@ -34,6 +35,8 @@ pub struct Report {
     pub idle: Option<Idle>,
     /// How everybody joined at once.
     pub storm: Option<Storm>,
+    /// How many users logged in at once.
+    pub logins: Option<Logins>,
     /// What became of those that stopped reading.
     pub stalled: Option<Stalled>,
     /// System calls, if they were asked for.
@@ -138,6 +141,8 @@ pub struct Faults {
     pub reordered: u64,
     /// Events that had another content for one member than for another under the same number.
     pub split: u64,
+    /// Deliveries of messages that had reached as many members as there are.
+    pub surplus: u64,
     /// Members that did not learn how many there are.
     pub ignorant: u64,
     /// All of these.
@@ -158,6 +163,10 @@ impl Faults {
             (
                 self.split,
                 "events that were told differently to two members",
+            ),
+            (
+                self.surplus,
+                "deliveries of messages that had reached everybody before",
             ),
             (self.missing, "deliveries that did not come in time"),
             (self.unanswered, "messages that were not answered in time"),
@@ -190,6 +199,7 @@ impl Report {
             parts: Vec::new(),
             idle: None,
             storm: None,
+            logins: None,
             stalled: None,
             syscalls: None,
             faults: Faults::default(),
@@ -202,30 +212,33 @@ impl Report {
             ignorant: self.storm.map_or(0, |storm| storm.ignorant),
             ..Faults::default()
         };
+        // A server may have named any number.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         for wrong in wrong {
-            faults.lost += wrong.lost;
-            faults.repeated += wrong.repeated;
-            faults.reordered += wrong.reordered;
-            faults.split += wrong.split;
+            add(&mut faults.lost, wrong.lost);
+            add(&mut faults.repeated, wrong.repeated);
+            add(&mut faults.reordered, wrong.reordered);
+            add(&mut faults.split, wrong.split);
+            add(&mut faults.surplus, wrong.surplus);
         }
         for part in &self.parts {
-            faults.unsent += part.unsent;
-            faults.unanswered += part.unanswered;
-            faults.missing += part.missing;
+            add(&mut faults.unsent, part.unsent);
+            add(&mut faults.unanswered, part.unanswered);
+            add(&mut faults.missing, part.missing);
         }
-        let Faults {
-            unsent,
-            unanswered,
-            missing,
-            lost,
-            repeated,
-            reordered,
-            split,
-            ignorant,
-            ..
-        } = faults;
-        faults.total =
-            unsent + unanswered + missing + lost + repeated + reordered + split + ignorant;
+        faults.total = [
+            faults.unsent,
+            faults.unanswered,
+            faults.missing,
+            faults.lost,
+            faults.repeated,
+            faults.reordered,
+            faults.split,
+            faults.surplus,
+            faults.ignorant,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add);
         self.faults = faults;
     }
 
@@ -263,6 +276,9 @@ impl fmt::Display for Report {
         }
         if let Some(storm) = &self.storm {
             storm.tell(&mut lines);
+        }
+        if let Some(logins) = &self.logins {
+            logins.tell(&mut lines);
         }
         if !self.parts.is_empty() {
             parts(&self.parts, &mut lines);
@@ -388,6 +404,29 @@ impl Storm {
     }
 }
 
+impl Logins {
+    fn tell(&self, lines: &mut Lines) {
+        lines.add(
+            "log-ins",
+            format!(
+                "{} at once: all in after {:.1} s; for one {:.1} s (p50), {:.1} s (p99)",
+                grouped(self.users as u64),
+                self.seconds_until_in,
+                self.seconds_p50,
+                self.seconds_p99
+            ),
+        );
+        lines.add(
+            "unavailable",
+            format!(
+                "heard by {} of them, {} times in all",
+                grouped(self.users_turned_away as u64),
+                grouped(self.unavailable)
+            ),
+        );
+    }
+}
+
 impl Stalled {
     fn tell(&self, lines: &mut Lines) {
         let ended: Vec<String> = self
@@ -437,7 +476,7 @@ impl Stalled {
 
 impl Syscalls {
     fn tell(&self, lines: &mut Lines) {
-        let mut text = format!("{:.4} a delivery", self.per_delivery);
+        let mut text = format!("{:.4} a delivery (by {})", self.per_delivery, self.by);
         if let Some(each) = self.per_write {
             write!(text, ", {each:.3} a write").expect("writing to a string can't fail");
         }
@@ -474,6 +513,11 @@ fn parts(parts: &[Part], lines: &mut Lines) {
     row("  bytes", &|part| {
         format!("{:.0}", part.wire_bytes_per_delivery)
     });
+    // A rate has a schedule, and what a slow server holds up is late by it.
+    row("latency from", &|part| match part.pace {
+        Pace::PerSecond(_) => "when due".to_owned(),
+        Pace::InFlight(_) => "sending: no schedule".to_owned(),
+    });
     let mut latency = |name: &str, of: fn(&Latency) -> u64| {
         row(name, &|part| time(of(&part.latency_us) as f64));
     };
@@ -482,6 +526,11 @@ fn parts(parts: &[Part], lines: &mut Lines) {
     latency("  p99", |latency| latency.p99);
     latency("  p99.9", |latency| latency.p99_9);
     latency("  max", |latency| latency.max);
+    if parts.iter().any(|part| part.latency_at_least > 0) {
+        row("  at least, of", &|part| {
+            format!("{} that never came", grouped(part.latency_at_least))
+        });
+    }
     row("sent late (p99)", &|part| time(part.sent_late_us as f64));
     if parts.iter().all(|part| part.server.is_none()) {
         return;

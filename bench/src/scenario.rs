@@ -9,6 +9,7 @@ use crate::{
     cost::{self, Meter},
     hearing::Wrong,
     load::{ACQUAINT_LIMIT, DRAIN_LIMIT, Load, LoadError, Pace, Run},
+    login_storm,
     progress::Progress,
     report::{Gather, Idle, Memory, Report, Storm},
     stalled,
@@ -39,6 +40,8 @@ pub enum Scenario {
     Idle,
     /// Everybody joins one room at once.
     JoinStorm,
+    /// Many users log in at once with passwords, beside a room.
+    LoginStorm,
     /// Some members stop reading.
     SlowReaders,
     /// A small room beside a huge one under full load.
@@ -49,12 +52,13 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, in the order in which they are told.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Lone,
         Self::Batched,
         Self::ManyRooms,
         Self::Idle,
         Self::JoinStorm,
+        Self::LoginStorm,
         Self::SlowReaders,
         Self::SmallBesideHuge,
         Self::Polling,
@@ -69,6 +73,7 @@ impl Scenario {
             Self::ManyRooms => "many-rooms",
             Self::Idle => "idle",
             Self::JoinStorm => "join-storm",
+            Self::LoginStorm => "login-storm",
             Self::SlowReaders => "slow-readers",
             Self::SmallBesideHuge => "small-beside-huge",
             Self::Polling => "polling",
@@ -91,6 +96,8 @@ impl Scenario {
             gather_limit: Duration::from_secs(60),
             drain_limit: DRAIN_LIMIT,
             syscalls: false,
+            gzip: false,
+            logins: 0,
         };
         match self {
             Self::Lone => lone,
@@ -121,6 +128,12 @@ impl Scenario {
                 members: 5000,
                 publishers: 1,
                 paces: Vec::new(),
+                ..lone
+            },
+            Self::LoginStorm => Settings {
+                members: 100,
+                paces: vec![("room", Pace::PerSecond(50.0))],
+                logins: 200,
                 ..lone
             },
             Self::SlowReaders => Settings {
@@ -193,21 +206,32 @@ pub struct Settings {
     pub drain_limit: Duration,
     /// Whether system calls are counted, in a window of their own.
     pub syscalls: bool,
+    /// Whether those who poll take compressed answers.
+    pub gzip: bool,
+    /// Users that log in at once.
+    pub logins: usize,
 }
 
 impl Settings {
     /// Connections that a scenario with these settings has open at most.
     #[must_use]
     pub fn connections(&self) -> usize {
-        // A polling member that speaks has two.
-        self.members + self.publishers * self.rooms + SMALL.0
+        // A polling member that speaks has two. Whoever asks for more than can be counted is told that it is too many.
+        self.publishers
+            .saturating_mul(self.rooms)
+            .saturating_add(self.members)
+            .saturating_add(self.logins)
+            .saturating_add(SMALL.0)
     }
 
     /// The crowd that these settings ask for.
     #[must_use]
     pub fn load(&self, subject: &Subject, watch: Stopwatch) -> Load {
         Load {
-            target: subject.target.clone(),
+            target: Target {
+                gzip: self.gzip,
+                ..subject.target.clone()
+            },
             names: subject.names.clone(),
             rooms: self.rooms,
             members: self.members,
@@ -266,6 +290,7 @@ pub fn run(
         }
         Scenario::Idle => stage.idle(),
         Scenario::JoinStorm => stage.storm(),
+        Scenario::LoginStorm => stage.login_storm(),
         Scenario::SlowReaders => stage.slow_readers(),
         Scenario::SmallBesideHuge => stage.small_beside_huge(),
     }
@@ -334,7 +359,7 @@ impl<'s> Stage<'s> {
             self.report.parts.push(part);
         }
         self.count_syscalls(&mut run)?;
-        self.done(&[run.wrong()])
+        self.done(&mut [run])
     }
 
     /// A window of its own, in which nothing else counts.
@@ -375,7 +400,7 @@ impl<'s> Stage<'s> {
             bytes_out_per_minute: each(traffic.bytes_out),
             server_cpu_percent: server.map(|used| used.cpu_percent),
         });
-        self.done(&[run.wrong()])
+        self.done(&mut [run])
     }
 
     fn storm(mut self) -> Result<Report, LoadError> {
@@ -403,7 +428,32 @@ impl<'s> Stage<'s> {
             cpu_us_per_join: server.and_then(|used| used.cpu_us_per_delivery),
             ignorant,
         });
-        self.done(&[run.wrong()])
+        self.done(&mut [run])
+    }
+
+    fn login_storm(mut self) -> Result<Report, LoadError> {
+        let Some(&(_, pace)) = self.settings.paces.first() else {
+            return Err(LoadError::Plan(
+                "without messages there is no room to look at",
+            ));
+        };
+        let (target, names) = (&self.subject.target, &self.subject.names);
+        login_storm::check(target)?;
+        let mut run = self.gather(true)?;
+        let (pid, watch) = (self.subject.pid, self.watch);
+        let (first, users) = (self.settings.members, self.settings.logins);
+        run.warm_up(pace, self.settings.warm_up)?;
+        let before = run.measure("before", pace, self.settings.window, pid)?;
+        let enough = run.enough();
+        let (logins, during) = thread::scope(|scope| {
+            let room = scope.spawn(|| run.measure("during log-ins", pace, ENDLESS, pid));
+            let logins = login_storm::log_in(target, names, first, users, watch);
+            enough.store(true, Ordering::Release);
+            (logins, room.join().expect("a run does not panic"))
+        });
+        self.report.logins = Some(logins?);
+        self.report.parts = vec![before, during?];
+        self.done(&mut [run])
     }
 
     fn slow_readers(mut self) -> Result<Report, LoadError> {
@@ -422,7 +472,8 @@ impl<'s> Stage<'s> {
         let mut run = self.gather(true)?;
         let (pid, window) = (self.subject.pid, self.settings.window);
         run.warm_up(pace, self.settings.warm_up)?;
-        let all = run.measure("all read", pace, window, pid)?;
+        // What is as it always is needs less time to show than what comes of readers that stop.
+        let all = run.measure("all read", pace, window / 2, pid)?;
         run.stall(count)?;
         let ports = run.stalled_ports()?;
         let sampler = stalled::Sampler::start(self.subject.target.addr, ports, pid, self.watch);
@@ -432,7 +483,7 @@ impl<'s> Stage<'s> {
         let stalled = stalled::summary(&all, &some, &fates, run.departures(), samples);
         self.report.stalled = Some(stalled);
         self.report.parts = vec![all, some];
-        self.done(&[run.wrong()])
+        self.done(&mut [run])
     }
 
     fn small_beside_huge(mut self) -> Result<Report, LoadError> {
@@ -480,12 +531,16 @@ impl<'s> Stage<'s> {
         });
         let (beside, load) = (beside?, load?);
         self.report.parts = vec![alone, beside, load];
-        self.done(&[huge.wrong(), small.wrong()])
+        self.done(&mut [huge, small])
     }
 
-    fn done(self, wrong: &[Wrong]) -> Result<Report, LoadError> {
+    fn done(self, runs: &mut [Run<'_>]) -> Result<Report, LoadError> {
+        let wrong: Vec<Wrong> = runs
+            .iter_mut()
+            .map(Run::verdict)
+            .collect::<Result<_, _>>()?;
         let mut report = self.report;
-        report.judge(wrong);
+        report.judge(&wrong);
         Ok(report)
     }
 }
@@ -510,6 +565,19 @@ mod tests {
                 .unwrap_err()
                 .contains("lone, batched")
         );
+    }
+
+    #[test]
+    fn no_number_is_too_large_to_be_counted() {
+        for (members, rooms, publishers) in [(usize::MAX, 1, 1), (1, usize::MAX, usize::MAX)] {
+            let settings = Settings {
+                members,
+                rooms,
+                publishers,
+                ..Scenario::Lone.settings()
+            };
+            assert_eq!(settings.connections(), usize::MAX);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
 };
 
@@ -47,20 +47,39 @@ pub fn server_ends(server: SocketAddr, clients: &BTreeSet<u16>) -> io::Result<BT
         .collect())
 }
 
-/// The process that listens on a port of this machine, where the system tells.
+/// The process of this machine that accepts connections to `addr`, where the system tells: one that listens on this
+/// address, else one that listens on all.
 #[must_use]
-pub fn listener(port: u16) -> Option<u32> {
+pub fn listener(addr: SocketAddr) -> Option<u32> {
     let output = Command::new("ss")
-        .args(["-tlnpHO", &format!("sport = :{port}")])
+        .args(["-tlnpHO", &format!("sport = :{}", addr.port())])
         .stdin(Stdio::null())
         .output()
         .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (_, rest) = text.split_once("pid=")?;
-    rest.split(|character: char| !character.is_ascii_digit())
-        .next()?
-        .parse()
-        .ok()
+    who_listens(addr.ip(), &String::from_utf8_lossy(&output.stdout))
+}
+
+/// Reads lines such as `LISTEN 0 1024 127.0.0.1:4020 0.0.0.0:* users:(("chinwag",pid=7,fd=9))`.
+fn who_listens(ip: IpAddr, lines: &str) -> Option<u32> {
+    let listens = |line: &str| -> Option<(bool, u32)> {
+        let local = line.split_whitespace().nth(3)?;
+        let (host, _) = local.rsplit_once(':')?;
+        // Behind a % stands an interface.
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = host.split('%').next()?;
+        let exact = host.parse() == Ok(ip);
+        let all = match ip {
+            IpAddr::V4(_) => matches!(host, "0.0.0.0" | "*"),
+            IpAddr::V6(_) => matches!(host, "::" | "*"),
+        };
+        let (_, rest) = line.split_once("pid=")?;
+        let digits = rest.split(|character: char| !character.is_ascii_digit());
+        let pid = digits.into_iter().next()?.parse().ok()?;
+        (exact || all).then_some((exact, pid))
+    };
+    let found: Vec<(bool, u32)> = lines.lines().filter_map(listens).collect();
+    let exact = found.iter().find(|(exact, _)| *exact);
+    exact.or_else(|| found.first()).map(|(_, pid)| *pid)
 }
 
 /// Reads a line such as `ESTAB 0 0 127.0.0.1:4020 127.0.0.1:5555 skmem:(r0,rb131072,t0,tb46080,f0,w0,o0,bl0,d0)`.
@@ -106,10 +125,42 @@ mod tests {
     #[test]
     fn who_listens_is_found() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        assert_eq!(super::listener(port), Some(std::process::id()));
+        let addr = listener.local_addr().unwrap();
+        assert_eq!(super::listener(addr), Some(std::process::id()));
+        // Nobody else listens on that port now, whatever the address.
+        let other = SocketAddr::from(([127, 0, 0, 2], addr.port()));
+        assert_eq!(super::listener(other), None);
         drop(listener);
-        assert_eq!(super::listener(port), None);
+        assert_eq!(super::listener(addr), None);
+    }
+
+    #[test]
+    fn who_listens_elsewhere_is_passed_over_and_the_exact_address_comes_first() {
+        let line = |local: &str, pid: u32| {
+            format!("LISTEN 0 128 {local}:4020 0.0.0.0:* users:((\"x\",pid={pid},fd=3))\n")
+        };
+        let lines = [
+            line("127.0.0.2", 2),
+            line("0.0.0.0", 4),
+            line("127.0.0.1%lo", 5),
+            line("[::1]", 6),
+            line("*", 7),
+        ]
+        .concat();
+        let found = |ip: &str| who_listens(ip.parse().unwrap(), &lines);
+        assert_eq!(found("127.0.0.1"), Some(5));
+        assert_eq!(found("127.0.0.2"), Some(2));
+        assert_eq!(found("127.0.0.3"), Some(4));
+        assert_eq!(found("::1"), Some(6));
+        assert_eq!(found("::2"), Some(7));
+        assert_eq!(
+            who_listens([127, 0, 0, 3].into(), &line("127.0.0.1", 1)),
+            None
+        );
+        assert_eq!(
+            who_listens([127, 0, 0, 1].into(), "LISTEN 0 128 127.0.0.1:1 0.0.0.0:*"),
+            None
+        );
     }
 
     #[test]

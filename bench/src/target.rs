@@ -8,7 +8,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::wire::Framing;
+use crate::{
+    stream::{Tls, TlsError, TlsFiles},
+    wire::Framing,
+};
 
 /// How long a server may take to accept the very first connection.
 const REACH_LIMIT: Duration = Duration::from_secs(5);
@@ -41,6 +44,12 @@ pub enum Over {
     Ws,
     /// HTTP polling
     Http,
+    /// Lines through TLS
+    Tls,
+    /// WebSocket through TLS
+    Wss,
+    /// HTTP polling through TLS
+    Https,
 }
 
 impl Over {
@@ -51,16 +60,34 @@ impl Over {
             Self::Tcp => "tcp",
             Self::Ws => "ws",
             Self::Http => "http",
+            Self::Tls => "tls",
+            Self::Wss => "wss",
+            Self::Https => "https",
         }
+    }
+
+    /// Whether it is through TLS.
+    #[must_use]
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Wss | Self::Https)
     }
 
     /// What a chinwag server speaks there.
     #[must_use]
     pub const fn dialect(self) -> Dialect {
         match self {
-            Self::Tcp => Dialect::Chinwag(Framing::Lines),
-            Self::Ws => Dialect::Chinwag(Framing::WebSocket),
-            Self::Http => Dialect::Polling,
+            Self::Tcp | Self::Tls => Dialect::Chinwag(Framing::Lines),
+            Self::Ws | Self::Wss => Dialect::Chinwag(Framing::WebSocket),
+            Self::Http | Self::Https => Dialect::Polling,
+        }
+    }
+
+    /// The port where a URL names none.
+    const fn port(self) -> u16 {
+        match self {
+            Self::Tcp | Self::Tls => LINE_PORT,
+            Self::Ws | Self::Http => 80,
+            Self::Wss | Self::Https => 443,
         }
     }
 }
@@ -73,13 +100,16 @@ impl Dialect {
         matches!(self, Self::Chinwag(_) | Self::Polling)
     }
 
-    const fn scheme(self) -> &'static str {
-        match self {
-            Self::Chinwag(Framing::Lines) => "tcp",
-            Self::Chinwag(Framing::WebSocket) | Self::Broadcast => "ws",
-            Self::Polling => "http",
-            Self::Mqtt => "mqtt",
-            Self::Nats => "nats",
+    const fn scheme(self, is_tls: bool) -> &'static str {
+        match (self, is_tls) {
+            (Self::Chinwag(Framing::Lines), false) => "tcp",
+            (Self::Chinwag(Framing::Lines), true) => "tls",
+            (Self::Chinwag(Framing::WebSocket) | Self::Broadcast, false) => "ws",
+            (Self::Chinwag(Framing::WebSocket) | Self::Broadcast, true) => "wss",
+            (Self::Polling, false) => "http",
+            (Self::Polling, true) => "https",
+            (Self::Mqtt, _) => "mqtt",
+            (Self::Nats, _) => "nats",
         }
     }
 }
@@ -95,6 +125,10 @@ pub struct Target {
     pub host: String,
     /// For WebSocket the path of the upgrade; for polling what stands before `/v1/`.
     pub path: String,
+    /// Whether answers to polls may come compressed.
+    pub gzip: bool,
+    /// How to speak TLS there; `None` for plain text.
+    pub tls: Option<Tls>,
 }
 
 /// Why a URL can't be loaded.
@@ -118,6 +152,12 @@ pub enum TargetError {
         #[source]
         source: Option<io::Error>,
     },
+    /// TLS can't be spoken there.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What TLS needs was named for plain text.
+    #[error("--ca, --cert and --key are for tls://, wss:// and https://")]
+    PlainText,
     /// Nobody answers there.
     #[error("nobody answers at {host} (without a URL, bench starts a server of its own)")]
     Reach {
@@ -141,15 +181,18 @@ impl Target {
             addr,
             host: addr.to_string(),
             path: path.to_owned(),
+            gzip: false,
+            tls: None,
         }
     }
 
-    /// Reads `tcp://HOST[:PORT]`, `ws://HOST[:PORT][/PATH]` or `http://HOST[:PORT][/BEFORE]` and picks the first of
-    /// the host's addresses that accepts a connection.
+    /// Reads `tcp://HOST[:PORT]`, `ws://HOST[:PORT][/PATH]` or `http://HOST[:PORT][/BEFORE]`, or `tls`, `wss` or
+    /// `https` for the same through TLS with `files`, and picks the first of the host's addresses that accepts a
+    /// connection.
     ///
     /// # Errors
-    /// If it is none of these, has no address, or nobody answers there.
-    pub fn reach(url: &str) -> Result<Self, TargetError> {
+    /// If it is none of these, has no address, or nobody answers there; if the files are no good, or not for it.
+    pub fn reach(url: &str, files: &TlsFiles) -> Result<Self, TargetError> {
         let Parts {
             over,
             name,
@@ -165,6 +208,11 @@ impl Target {
             source,
         };
         let bare = name.trim_start_matches('[').trim_end_matches(']');
+        let tls = match over.is_tls() {
+            true => Some(files.read(bare)?),
+            false if files.is_empty() => None,
+            false => return Err(TargetError::PlainText),
+        };
         let addrs = (bare, port)
             .to_socket_addrs()
             .map_err(|error| resolve(Some(error)))?;
@@ -177,6 +225,8 @@ impl Target {
                         addr,
                         host,
                         path,
+                        gzip: false,
+                        tls,
                     });
                 }
                 Err(error) => failed = Some(error),
@@ -191,7 +241,8 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.dialect.scheme(), self.host, self.path)
+        let scheme = self.dialect.scheme(self.tls.is_some());
+        write!(f, "{scheme}://{}{}", self.host, self.path)
     }
 }
 
@@ -204,30 +255,45 @@ struct Parts {
 }
 
 fn parse(url: &str) -> Result<Parts, &'static str> {
-    const FORMS: &str = "it is tcp://HOST:PORT, ws://HOST:PORT/v1/ws or http://HOST:PORT";
+    const FORMS: &str = "it is tcp://HOST:PORT, ws://HOST:PORT/v1/ws or http://HOST:PORT, and \
+                         through TLS tls, wss or https";
+    const PORTS: &str = "a port is a number from 1 to 65535";
+    if url.contains(['?', '#', '@']) {
+        return Err(
+            "users, queries and fragments mean nothing here: it is tcp://HOST:PORT, \
+             ws://HOST:PORT/v1/ws or http://HOST:PORT",
+        );
+    }
     let url: http::Uri = url.parse().map_err(|_| FORMS)?;
     let over = match url.scheme_str() {
         Some("tcp") => Over::Tcp,
         Some("ws") => Over::Ws,
         Some("http") => Over::Http,
-        Some("wss" | "https" | "tls") => {
-            return Err("bench speaks no TLS; load the plain listener behind it");
-        }
+        Some("tls") => Over::Tls,
+        Some("wss") => Over::Wss,
+        Some("https") => Over::Https,
         _ => return Err(FORMS),
     };
     let name = url.host().filter(|name| !name.is_empty()).ok_or(FORMS)?;
-    let port = url.port_u16().unwrap_or(match over {
-        Over::Tcp => LINE_PORT,
-        Over::Ws | Over::Http => 80,
-    });
+    let authority = url.authority().ok_or(FORMS)?.as_str();
+    let port = match authority.strip_prefix(name).ok_or(FORMS)? {
+        "" => over.port(),
+        given => given
+            .strip_prefix(':')
+            .and_then(|digits| digits.parse().ok())
+            .filter(|&port| port > 0)
+            .ok_or(PORTS)?,
+    };
     let path = url.path().trim_end_matches('/');
     let path = match over {
-        Over::Tcp if path.is_empty() => "",
-        Over::Tcp => return Err("tcp:// has no path"),
-        Over::Ws if path.is_empty() => "/v1/ws",
-        // Somebody may well give the path of the events.
-        Over::Http => path.split("/v1").next().unwrap_or(""),
-        Over::Ws => path,
+        Over::Tcp | Over::Tls if path.is_empty() => "",
+        Over::Tcp | Over::Tls => return Err("tcp:// and tls:// have no path"),
+        Over::Ws | Over::Wss if path.is_empty() => "/v1/ws",
+        Over::Ws | Over::Wss => path,
+        Over::Http | Over::Https => before_version(path).ok_or(
+            "behind /v1 only events, session and commands are known; it is tcp://HOST:PORT, \
+             ws://HOST:PORT/v1/ws or http://HOST:PORT",
+        )?,
     };
     Ok(Parts {
         over,
@@ -235,6 +301,16 @@ fn parse(url: &str) -> Result<Parts, &'static str> {
         port,
         path: path.to_owned(),
     })
+}
+
+/// What stands before `/v1` in a path of HTTP polling: somebody may well give that of the events. `None` if something
+/// unknown follows.
+fn before_version(path: &str) -> Option<&str> {
+    let known = ["/v1", "/v1/events", "/v1/session", "/v1/commands"];
+    if let Some(before) = known.iter().find_map(|known| path.strip_suffix(known)) {
+        return Some(before);
+    }
+    path.split('/').all(|part| part != "v1").then_some(path)
 }
 
 /// The names that members come in under.
@@ -316,14 +392,53 @@ mod tests {
         ] {
             assert_eq!(parse(url), parts(Over::Http, "127.0.0.1", 8080, "/chat"));
         }
+        assert_eq!(
+            parse("tls://localhost"),
+            parts(Over::Tls, "localhost", 4020, "")
+        );
+        assert_eq!(
+            parse("wss://chat.example"),
+            parts(Over::Wss, "chat.example", 443, "/v1/ws")
+        );
+        assert_eq!(
+            parse("https://[::1]:8443/chat/v1"),
+            parts(Over::Https, "[::1]", 8443, "/chat")
+        );
+        assert_eq!(
+            parse("http://127.0.0.1/v1x/v1"),
+            parts(Over::Http, "127.0.0.1", 80, "/v1x")
+        );
     }
 
     #[test]
     fn other_urls_are_refused_with_a_way_out() {
-        for url in ["", "lone", "127.0.0.1:4020", "ftp://127.0.0.1", "tcp://"] {
+        for url in [
+            "",
+            "lone",
+            "127.0.0.1:4020",
+            "ftp://127.0.0.1",
+            "tcp://",
+            "tcp://me@127.0.0.1",
+            "http://127.0.0.1:8080/?room=a",
+            "ws://127.0.0.1:8080/v1/ws#a",
+            "http://127.0.0.1:8080/v1/ws",
+            "http://127.0.0.1:8080/chat/v1/rooms",
+        ] {
             assert!(parse(url).unwrap_err().contains("tcp://HOST:PORT"), "{url}");
         }
-        assert!(parse("wss://127.0.0.1").unwrap_err().contains("TLS"));
+        for url in [
+            "tcp://127.0.0.1:99999",
+            "http://127.0.0.1:70000",
+            "tcp://127.0.0.1:0",
+            "tcp://127.0.0.1:",
+            "ws://[::1]:65536/v1/ws",
+        ] {
+            let why = parse(url).unwrap_err();
+            assert!(
+                why.contains("1 to 65535") || why.contains("HOST:PORT"),
+                "{url}: {why}"
+            );
+        }
         assert!(parse("tcp://127.0.0.1/lobby").unwrap_err().contains("path"));
     }
 
@@ -335,7 +450,7 @@ mod tests {
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         socket.bind(&anywhere.into()).unwrap();
         let addr = socket.local_addr().unwrap().as_socket().unwrap();
-        let error = Target::reach(&format!("tcp://{addr}")).unwrap_err();
+        let error = Target::reach(&format!("tcp://{addr}"), &TlsFiles::default()).unwrap_err();
         assert!(matches!(error, TargetError::Reach { .. }), "{error}");
     }
 

@@ -6,26 +6,30 @@
 )]
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     process::{self, Command},
-    sync::mpsc,
+    sync::{Arc, Condvar, Mutex, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use chinwag_bench::{
     clock::Stopwatch,
+    crowd::Fate,
     floor::{Floor, Mode, Stop},
     hearing::Wrong,
     link::HEAD_BYTES,
-    load::{DRAIN_LIMIT, Load, LoadError, MAX_PAYLOAD, Pace, Part, Run},
+    load::{DRAIN_LIMIT, Load, LoadError, MAX_PAYLOAD, Pace, Part, Run, Span},
     progress::Progress,
     report::Report,
     scenario::{self, Scenario, Settings, Subject},
+    stream::TlsFiles,
     target::{Dialect, Names, Target},
-    wire::Framing,
+    wire::{self, Framing},
 };
+use flate2::{Compression, write::GzEncoder};
+use rustls::{ServerConfig, ServerConnection, pki_types::PrivateKeyDer};
 
 const FRAMINGS: [Framing; 2] = [Framing::Lines, Framing::WebSocket];
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -35,7 +39,7 @@ const SHORT: Duration = Duration::from_millis(200);
 struct Running {
     target: Target,
     stop: Stop,
-    thread: Option<JoinHandle<std::io::Result<()>>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Running {
@@ -119,6 +123,135 @@ fn messages_in_flight_are_many_and_faultless_too() {
             assert_faultless(&done, done.0.messages * 20);
         }
     }
+}
+
+#[test]
+fn a_number_of_messages_is_sent_and_not_one_more() {
+    let floor = Running::start(Framing::Lines, Mode::Lone);
+    let progress = Progress::nowhere();
+    let mut run = Run::new(load(&floor.target), &progress).unwrap();
+    run.gather(20, true).unwrap();
+    let long = Duration::from_secs(60);
+    for (in_flight, messages) in [(1, 3), (16, 16), (16, 5)] {
+        let pace = Pace::InFlight(in_flight);
+        let part = run
+            .measure_span("some", pace, Span::Messages(messages, long), None)
+            .unwrap();
+        assert_eq!((part.messages, part.unsent), (messages, 0));
+        assert_faultless(&(part, run.wrong()), messages * 20);
+    }
+    let none = Span::Messages(5, Duration::ZERO);
+    let part = run
+        .measure_span("none", Pace::InFlight(1), none, None)
+        .unwrap();
+    assert_eq!((part.messages, part.unsent), (0, 5));
+    let at_a_rate = run.measure_span("rate", Pace::PerSecond(1.0), Span::Messages(5, long), None);
+    assert!(matches!(at_a_rate, Err(LoadError::Plan(_))));
+}
+
+/// Speaks TLS in front of a floor, as long as the test runs. Returns how to come in.
+fn through_tls(floor: &Target) -> Target {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let (config, behind) = (Arc::new(config), floor.addr);
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for socket in listener.incoming() {
+            let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+            join_up(socket.unwrap(), TcpStream::connect(behind).unwrap(), tls);
+        }
+    });
+    let mut ca = tempfile::NamedTempFile::new().unwrap();
+    ca.write_all(cert.pem().as_bytes()).unwrap();
+    let files = TlsFiles {
+        ca: vec![ca.path().to_owned()],
+        ..TlsFiles::default()
+    };
+    Target {
+        tls: Some(files.read("127.0.0.1").unwrap()),
+        ..Target::here(floor.dialect, addr)
+    }
+}
+
+/// Carries bytes between a client that speaks TLS and a server that does not, until one of them is gone.
+fn join_up(client: TcpStream, server: TcpStream, tls: ServerConnection) {
+    let inwards = Arc::new(Mutex::new(tls));
+    let outwards = Arc::clone(&inwards);
+    let (mut from_client, mut replies) = (client.try_clone().unwrap(), client.try_clone().unwrap());
+    let (mut from_server, mut to_server) = (server.try_clone().unwrap(), server);
+    let mut to_client = client;
+    thread::spawn(move || -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let count = from_client.read(&mut buffer)?;
+            let mut tls = inwards.lock().unwrap();
+            let mut rest = &buffer[..count];
+            while !rest.is_empty() {
+                tls.read_tls(&mut rest)?;
+                let state = tls.process_new_packets().map_err(io::Error::other)?;
+                let mut plain = vec![0; state.plaintext_bytes_to_read()];
+                tls.reader().read_exact(&mut plain)?;
+                to_server.write_all(&plain)?;
+            }
+            while tls.wants_write() {
+                tls.write_tls(&mut replies)?;
+            }
+            if count == 0 {
+                return to_server.shutdown(Shutdown::Both);
+            }
+        }
+    });
+    thread::spawn(move || -> io::Result<()> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let count = from_server.read(&mut buffer)?;
+            let mut tls = outwards.lock().unwrap();
+            tls.writer().write_all(&buffer[..count])?;
+            while tls.wants_write() {
+                tls.write_tls(&mut to_client)?;
+            }
+            if count == 0 {
+                return to_client.shutdown(Shutdown::Both);
+            }
+        }
+    });
+}
+
+#[test]
+fn members_who_come_through_tls_are_told_every_message_too() {
+    for (framing, scheme) in [(Framing::Lines, "tls://"), (Framing::WebSocket, "wss://")] {
+        let floor = Running::start(framing, Mode::Lone);
+        let target = through_tls(&floor.target);
+        assert!(target.to_string().starts_with(scheme), "{target}");
+        let done = measure(load(&target), Pace::PerSecond(100.0), SHORT).unwrap();
+        assert_faultless(&done, 20 * 20);
+        // What is counted went over the wire: each record has 22 bytes more than it carries.
+        let plain = measure(load(&floor.target), Pace::PerSecond(100.0), SHORT).unwrap();
+        let more = done.0.wire_bytes_per_delivery - plain.0.wire_bytes_per_delivery;
+        assert!((10.0..=30.0).contains(&more), "{more}");
+        let many = measure(load(&target), Pace::InFlight(16), SHORT).unwrap();
+        assert_faultless(&many, many.0.messages * 20);
+    }
+}
+
+#[test]
+fn a_client_that_trusts_nobody_there_is_told_what_to_name() {
+    let floor = Running::start(Framing::Lines, Mode::Lone);
+    let target = Target {
+        tls: through_tls(&floor.target).tls,
+        ..through_tls(&floor.target)
+    };
+    let error = measure(load(&target), Pace::PerSecond(1.0), SHORT).unwrap_err();
+    assert!(error.to_string().contains("--ca FILE"), "{error}");
 }
 
 #[test]
@@ -224,6 +357,10 @@ const INIT: &str = r#"{"type":"init","id":2,"room":"r","users":[],"count":0,"pre
 
 fn one_member(target: &Target) -> Load {
     Load {
+        names: Names {
+            room: "r".to_owned(),
+            ..Names::own()
+        },
         members: 1,
         publishers: 1,
         drain_limit: Duration::from_millis(50),
@@ -233,10 +370,10 @@ fn one_member(target: &Target) -> Load {
 
 const FIVE: (Pace, Duration) = (Pace::PerSecond(100.0), Duration::from_millis(50));
 
-/// A server that lets one member in and answers the nth of five messages with those numbered `seqs[n]`, all with the
-/// text of the nth.
-fn numbering(seqs: &'static [&'static [u64]]) -> (Part, Wrong) {
-    let mut sends = 0;
+/// A server that lets one member in and answers the nth of five messages with `events[n]`, each a number of its own and
+/// which of the messages it carries.
+fn numbering(events: &'static [&'static [(u64, usize)]]) -> (Part, Wrong) {
+    let mut texts = Vec::new();
     let (target, server) = scripted(move |line| {
         if line.contains(r#""login""#) {
             return vec![SESSION.to_owned()];
@@ -245,34 +382,124 @@ fn numbering(seqs: &'static [&'static [u64]]) -> (Part, Wrong) {
             return vec![INIT.to_owned()];
         }
         let text = line.split(r#""text":""#).nth(1).unwrap();
-        let text = text.trim_end_matches(r#""}"#);
-        let message = |seq: &u64| {
+        texts.push(text.trim_end_matches(r#""}"#).to_owned());
+        let message = |&(seq, which): &(u64, usize)| {
+            let text = &texts[which - 1];
             format!(
                 r#"{{"type":"message","room":"r","seq":{seq},"at":1,"user":"m1","text":"{text}"}}"#
             )
         };
-        sends += 1;
+        let sends = texts.len();
         let sent = format!(r#"{{"type":"sent","room":"r","seq":{sends},"at":1}}"#);
-        let messages = seqs[sends - 1].iter().map(message);
+        let messages = events[sends - 1].iter().map(message);
         std::iter::once(sent).chain(messages).collect()
     });
-    let done = measure(one_member(&target), FIVE.0, FIVE.1).unwrap();
+    // What is to come has come by then, on a busy machine too.
+    let load = Load {
+        drain_limit: Duration::from_secs(1),
+        ..one_member(&target)
+    };
+    let done = measure(load, FIVE.0, FIVE.1).unwrap();
     server.join().unwrap();
     done
 }
 
 #[test]
 fn repeated_and_reordered_messages_are_seen() {
-    let (part, wrong) = numbering(&[&[1], &[3, 2], &[3], &[4], &[5]]);
-    assert_eq!((wrong.lost, wrong.repeated, wrong.reordered), (0, 1, 1));
+    let (part, wrong) = numbering(&[
+        &[(1, 1)],
+        &[],
+        &[(3, 3), (2, 2)],
+        &[(3, 3), (4, 4)],
+        &[(5, 5)],
+    ]);
+    let expected = Wrong {
+        repeated: 1,
+        reordered: 1,
+        ..Wrong::default()
+    };
+    assert_eq!(wrong, expected);
     assert_eq!((part.messages, part.deliveries), (5, 5));
 }
 
 #[test]
 fn skipped_messages_are_lost_and_missing() {
-    let (part, wrong) = numbering(&[&[1], &[3], &[4], &[6], &[]]);
-    assert_eq!((wrong.lost, wrong.repeated, wrong.reordered), (2, 0, 0));
-    assert_eq!((part.deliveries, part.missing), (4, 1));
+    let (part, wrong) = numbering(&[&[(1, 1)], &[], &[(3, 3)], &[(4, 4)], &[]]);
+    // To its member, and by its sender.
+    assert_eq!((wrong.lost, wrong.repeated, wrong.reordered), (4, 0, 0));
+    assert_eq!((part.deliveries, part.missing), (3, 2));
+}
+
+#[test]
+fn a_server_that_numbers_well_and_publishes_a_message_twice_or_in_place_of_another_is_found_out() {
+    let twice: &[&[(u64, usize)]] = &[
+        &[(1, 1), (2, 1)],
+        &[(3, 2), (4, 2)],
+        &[(5, 3), (6, 3)],
+        &[(7, 4), (8, 4)],
+        &[(9, 5), (10, 5)],
+    ];
+    let instead: &[&[(u64, usize)]] = &[&[(1, 1)], &[(2, 1)], &[(3, 3)], &[(4, 3)], &[(5, 5)]];
+    let swapped: &[&[(u64, usize)]] = &[&[], &[(1, 2), (2, 1)], &[], &[(3, 4), (4, 3)], &[(5, 5)]];
+    let (part, wrong) = numbering(twice);
+    assert_eq!((part.deliveries, wrong.repeated, wrong.lost), (5, 5, 0));
+    assert!(wrong.surplus > 0, "{wrong:?}");
+    let (part, wrong) = numbering(instead);
+    assert_eq!((part.missing, wrong.repeated, wrong.lost), (2, 2, 2));
+    assert_eq!(wrong.surplus, 2);
+    let (part, wrong) = numbering(swapped);
+    assert_eq!((part.missing, wrong.reordered, wrong.lost), (0, 2, 0));
+}
+
+#[test]
+fn what_comes_once_too_often_after_all_else_is_seen() {
+    // The server sends the last message again once its member is told that all have come.
+    let (again, when) = mpsc::channel();
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let target = Target::here(
+        Dialect::Chinwag(Framing::Lines),
+        listener.local_addr().unwrap(),
+    );
+    let server = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        let mut seq = 0;
+        let mut event = String::new();
+        for answer in [SESSION, INIT] {
+            lines.next().unwrap().unwrap();
+            writeln!(writer, "{answer}").unwrap();
+        }
+        while seq < 5 {
+            let line = lines.next().unwrap().unwrap();
+            let text = line.split(r#""text":""#).nth(1).unwrap();
+            let text = text.trim_end_matches(r#""}"#);
+            seq += 1;
+            event = format!(
+                r#"{{"type":"message","room":"r","seq":{seq},"at":1,"user":"m1","text":"{text}"}}"#
+            );
+            writeln!(writer, r#"{{"type":"sent","room":"r","seq":{seq},"at":1}}"#).unwrap();
+            writeln!(writer, "{event}").unwrap();
+        }
+        when.recv().unwrap();
+        writeln!(writer, "{event}").unwrap();
+        // Until the client has gone.
+        assert!(lines.next().is_none_or(|line| line.is_err()));
+    });
+    let progress = Progress::nowhere();
+    let mut run = Run::new(one_member(&target), &progress).unwrap();
+    run.gather(1, true).unwrap();
+    let part = run.measure("it", FIVE.0, FIVE.1, None).unwrap();
+    assert_eq!((part.missing, run.wrong()), (0, Wrong::default()));
+    again.send(()).unwrap();
+    // One look is short, and the server may be held up.
+    let watch = Stopwatch::start();
+    while run.verdict().unwrap().repeated == 0 {
+        assert!(watch.elapsed() < Duration::from_secs(20), "nobody listens");
+    }
+    assert_eq!(run.wrong().repeated, 1);
+    drop(run);
+    server.join().unwrap();
 }
 
 #[test]
@@ -285,7 +512,10 @@ fn messages_that_nobody_answers_or_delivers_are_told() {
     let (part, _) = measure(one_member(&target), FIVE.0, FIVE.1).unwrap();
     server.join().unwrap();
     assert_eq!((part.messages, part.missing, part.unanswered), (5, 5, 5));
-    assert_eq!(part.deliveries, 0);
+    assert_eq!((part.deliveries, part.latency_at_least), (0, 5));
+    // All of them were waited for until the drain was given up.
+    let limit = u64::try_from(one_member(&target).drain_limit.as_micros()).unwrap();
+    assert!(part.latency_us.p50 >= limit, "{part:?}");
 }
 
 /// The error of one member whose commands are answered so.
@@ -384,8 +614,7 @@ fn silent_members_show_that_they_live() {
     let (pinged, ping) = mpsc::channel();
     let (target, server) = scripted(move |line| {
         if line.contains(r#""login""#) {
-            let session =
-                r#"{"type":"session","id":1,"session":"s","timeout_ms":40,"ping_every_ms":20}"#;
+            let session = r#"{"type":"session","id":1,"session":"s","user":"m1","timeout_ms":40,"ping_every_ms":20}"#;
             return vec![session.to_owned()];
         }
         if line.contains(r#""join""#) {
@@ -404,6 +633,160 @@ fn silent_members_show_that_they_live() {
     }
     drop(run);
     server.join().unwrap();
+}
+
+/// What a server for one polling member has on its mind.
+#[derive(Default)]
+struct Polled {
+    events: Vec<String>,
+    /// Answers after which it closed the connection, and answers that were compressed.
+    closed: usize,
+    zipped: usize,
+    over: bool,
+}
+
+type SharedPolled = Arc<(Mutex<Polled>, Condvar)>;
+
+/// A server for one polling member, which closes each connection but that of messages after one answer.
+fn polled(shared: &SharedPolled) -> Target {
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let shared = Arc::clone(shared);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || while answer(&stream, &shared).is_some() {});
+        }
+    });
+    Target::here(Dialect::Polling, addr)
+}
+
+/// Answers one request; `None` if the connection is over with that.
+fn answer(stream: &TcpStream, shared: &SharedPolled) -> Option<()> {
+    let (mut request, mut byte) = (Vec::new(), [0]);
+    while !request.ends_with(b"\r\n\r\n") {
+        (&mut &*stream).read_exact(&mut byte).ok()?;
+        request.push(byte[0]);
+    }
+    let head = String::from_utf8(request).unwrap();
+    let length = wire::header(&head, "content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    (&mut &*stream).read_exact(&mut body).ok()?;
+    let body = String::from_utf8(body).unwrap();
+    let (state, news) = &**shared;
+    let mut polled = state.lock().unwrap();
+    let mut last = true;
+    let answer = if let Some((_, rest)) = head.split_once("ack=") {
+        let seen: usize = rest.split('&').next().unwrap().parse().unwrap();
+        polled = news
+            .wait_while(polled, |polled| polled.events.len() == seen && !polled.over)
+            .unwrap();
+        let events = polled.events.get(seen..)?.join(",");
+        format!(r#"{{"events":[{events}],"next":{}}}"#, polled.events.len())
+    } else if body.contains(r#""login""#) {
+        SESSION.to_owned()
+    } else if body.contains(r#""join""#) {
+        INIT.to_owned()
+    } else {
+        last = false;
+        let seq = polled.events.len() + 1;
+        let text = body
+            .split(r#""text":""#)
+            .nth(1)
+            .unwrap()
+            .trim_end_matches(r#""}"#);
+        polled.events.push(format!(
+            r#"{{"type":"message","room":"r","seq":{seq},"at":1,"user":"m1","text":"{text}"}}"#
+        ));
+        news.notify_all();
+        format!(r#"{{"type":"sent","room":"r","seq":{seq},"at":1}}"#)
+    };
+    let mut bytes = answer.into_bytes();
+    let mut coding = "";
+    if wire::header(&head, "accept-encoding") == Some("gzip") {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&bytes).unwrap();
+        bytes = encoder.finish().unwrap();
+        coding = "Content-Encoding: gzip\r\n";
+        polled.zipped += 1;
+    }
+    polled.closed += usize::from(last);
+    drop(polled);
+    let connection = if last { "close" } else { "keep-alive" };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nConnection: {connection}\r\n{coding}Content-Length: {}\r\n\r\n",
+        bytes.len()
+    );
+    (&mut &*stream)
+        .write_all(&[head.as_bytes(), &bytes].concat())
+        .ok()?;
+    (!last).then_some(())
+}
+
+#[test]
+fn polls_go_on_over_another_connection_where_the_server_closes_and_may_be_answered_compressed() {
+    for gzip in [false, true] {
+        let shared = SharedPolled::default();
+        let target = Target {
+            gzip,
+            ..polled(&shared)
+        };
+        let load = Load {
+            drain_limit: DRAIN_LIMIT,
+            ..one_member(&target)
+        };
+        let done = measure(load, FIVE.0, FIVE.1).unwrap();
+        assert_faultless(&done, 5);
+        let (state, news) = &*shared;
+        let mut polled = state.lock().unwrap();
+        polled.over = true;
+        news.notify_all();
+        assert!(polled.closed >= 3, "a log-in, a join, and a poll at least");
+        assert_eq!(polled.zipped > 0, gzip);
+    }
+}
+
+#[test]
+fn a_reader_that_stalls_may_be_ended_but_not_be_told_nonsense() {
+    for (last, fine) in [
+        (
+            r#"{"type":"bye","code":"slow_consumer","message":"x","retry_ms":0}"#,
+            true,
+        ),
+        (
+            r#"{"type":"message","room":"r","seq":1,"at":1,"user":"m1","text":"nonsense"}"#,
+            false,
+        ),
+    ] {
+        let (stalled, when) = mpsc::channel();
+        let listener = TcpListener::bind(LOOPBACK).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let target = Target::here(Dialect::Chinwag(Framing::Lines), addr);
+        let server = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut writer = stream.try_clone().unwrap();
+            let mut lines = BufReader::new(stream).lines();
+            for answer in [SESSION, INIT] {
+                lines.next().unwrap().unwrap();
+                writeln!(writer, "{answer}").unwrap();
+            }
+            when.recv().unwrap();
+            writeln!(writer, "{last}").unwrap();
+            assert!(lines.next().is_none_or(|line| line.is_err()));
+        });
+        let progress = Progress::nowhere();
+        let mut run = Run::new(one_member(&target), &progress).unwrap();
+        run.gather(1, true).unwrap();
+        run.stall(1).unwrap();
+        stalled.send(()).unwrap();
+        let fates = run.fates(Duration::from_secs(20));
+        match fates {
+            Ok(fates) => assert!(fine && fates == [Fate::Bye("slow_consumer".to_owned())]),
+            Err(error) => assert!(!fine, "{error}"),
+        }
+        drop(run);
+        server.join().unwrap();
+    }
 }
 
 /// A scenario against the floor, small and short.

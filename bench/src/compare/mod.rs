@@ -17,14 +17,14 @@ use std::{
     time::Duration,
 };
 
+use case::What;
 pub use case::{Case, Figure};
-use case::{Times, What};
 use clap::Args;
 use serde::Serialize;
 
 use crate::{
     clock::Stopwatch,
-    command::chain,
+    command::{chain, writable},
     cost::Meter,
     interrupt,
     load::{ACQUAINT_LIMIT, LoadError, Run},
@@ -183,6 +183,15 @@ impl Compare {
             contenders.insert(*contender, version);
         }
         let cases = self.cases()?;
+        for file in [&self.json, &self.markdown, &self.svg]
+            .into_iter()
+            .flatten()
+        {
+            writable(file).map_err(|source| CompareError::Output {
+                to: file.display().to_string(),
+                source,
+            })?;
+        }
         interrupt::heed().map_err(CompareError::Signals)?;
         let descriptors =
             process::raise_descriptor_limit().map_err(CompareError::DescriptorLimit)?;
@@ -206,15 +215,6 @@ impl Compare {
     }
 
     fn cases(&self) -> Result<Vec<Case>, CompareError> {
-        let times = |window, warm_up| Times {
-            window: Duration::from_millis(window),
-            warm_up: Duration::from_millis(warm_up),
-        };
-        let times = if self.quick {
-            times(1500, 300)
-        } else {
-            times(3000, 1000)
-        };
         let all = case::all(&self.peers);
         let names: Vec<&str> = all.iter().map(|case| &*case.name).collect();
         let names = names.join(", ");
@@ -234,7 +234,7 @@ impl Compare {
                 };
                 Case {
                     repeats: self.repeats.unwrap_or(repeats),
-                    ..case.timed(times, self.shrink)
+                    ..case.shrunk(self.shrink)
                 }
             })
             .collect();
@@ -291,6 +291,7 @@ impl Outcome {
             .max()
             .unwrap_or(0);
         let dice = RandomState::new();
+        let mut schedule = Schedule::of(&self.cases);
         for repeat in 1..=repeats {
             let mut cases: Vec<usize> = (0..self.cases.len())
                 .filter(|&at| self.cases[at].repeats >= repeat)
@@ -306,23 +307,25 @@ impl Outcome {
                         self.failures.push("the rest: interrupted".to_owned());
                         return;
                     }
-                    self.sample(&case, contender, repeat, repeats, programs);
+                    let line = self.sample(&case, contender, repeat, programs);
+                    let left = schedule.done(&case);
+                    // Nobody may be there to read it, which is no reason to stop.
+                    _ = writeln!(io::stderr(), "{repeat} of {repeats}: {line}; {left}");
                 }
             }
         }
     }
 
+    /// Plays a case against a contender and keeps what came of it. Returns that in a line.
     fn sample(
         &mut self,
         case: &Case,
         contender: Contender,
         repeat: u32,
-        repeats: u32,
         programs: &Programs,
-    ) {
+    ) -> String {
         let name = format!("{} of {}", contender.name(), case.name);
-        let played = play(case, contender, programs);
-        let line = match played {
+        match play(case, contender, programs) {
             Ok((figures, report)) => {
                 let mut line = name.clone();
                 for (figure, value) in &figures {
@@ -345,9 +348,45 @@ impl Outcome {
                 self.failures.push(failure);
                 format!("{name} FAILED: {why}")
             }
+        }
+    }
+}
+
+/// How long what is left will take: as long, for what it has to wait for at least, as what was played so far.
+#[derive(Debug)]
+struct Schedule {
+    watch: Stopwatch,
+    done: Duration,
+    left: Duration,
+}
+
+impl Schedule {
+    fn of(cases: &[Case]) -> Self {
+        let all = |case: &Case| {
+            let runs = u32::try_from(case.contenders.len()).unwrap_or(u32::MAX);
+            case.at_least() * runs * case.repeats
         };
-        // Nobody may be there to read it, which is no reason to stop.
-        _ = writeln!(io::stderr(), "{repeat} of {repeats}: {line}");
+        Self {
+            watch: Stopwatch::start(),
+            done: Duration::ZERO,
+            left: cases.iter().map(all).sum(),
+        }
+    }
+
+    /// One more run of `case` is done: what is left, in words.
+    fn done(&mut self, case: &Case) -> String {
+        self.done += case.at_least();
+        self.left = self.left.saturating_sub(case.at_least());
+        let pace = self.watch.elapsed().as_secs_f64() / self.done.as_secs_f64();
+        remaining(self.left.as_secs_f64() * pace)
+    }
+}
+
+fn remaining(seconds: f64) -> String {
+    match seconds {
+        0.0 => "that was all".to_owned(),
+        ..90.0 => format!("about {seconds:.0} s left"),
+        _ => format!("about {:.0} min left", seconds / 60.0),
     }
 }
 
@@ -403,7 +442,7 @@ fn scrape_cost(
     let percent = 100.0 * seconds_each / (used.cpu_percent / 100.0);
     let mut report = Report::new(Scenario::Lone, subject);
     report.parts.push(part);
-    report.judge(&[run.wrong()]);
+    report.judge(&[run.verdict().map_err(told)?]);
     Ok((BTreeMap::from([(Figure::ScrapePercent, percent)]), report))
 }
 
@@ -425,7 +464,8 @@ mod tests {
             case: case.to_owned(),
             contender,
             repeat,
-            figures: BTreeMap::from([(Figure::CpuUs, us)]),
+            // Two deliveries shared a read.
+            figures: BTreeMap::from([(Figure::CpuUs, us), (Figure::CpuUsRead, 2.0 * us)]),
             report: Report::new(Scenario::Lone, &subject),
         }
     }
@@ -446,6 +486,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_is_told_by_how_long_the_rest_took() {
+        let case = Case {
+            repeats: 2,
+            ..case::all(&[])[0].clone()
+        };
+        let mut schedule = Schedule::of(std::slice::from_ref(&case));
+        assert_eq!(schedule.left, 4 * case.at_least());
+        for _ in 0..3 {
+            assert!(schedule.done(&case).ends_with("left"));
+        }
+        assert_eq!(schedule.done(&case), "that was all");
+        assert_eq!(remaining(89.0), "about 89 s left");
+        assert_eq!(remaining(1234.0), "about 21 min left");
+    }
+
+    #[test]
     fn ratios_are_taken_within_a_repeat() {
         let case = "lone-1000-tcp";
         // A machine that was twice as slow in the second repeat, for both.
@@ -456,6 +512,8 @@ mod tests {
             sample(case, Contender::Chinwag, 2, 4.4),
             sample(case, Contender::Chinwag, 3, 100.0),
             sample("polling-http", Contender::Chinwag, 1, 4.4),
+            sample("polling-gzip-http", Contender::Chinwag, 1, 4.4),
+            sample("lone-1000-tls", Contender::Chinwag, 1, 2.9),
             sample(case, Contender::Nats, 1, 11.1),
         ]);
         // How wide the columns are is another matter.
@@ -463,10 +521,12 @@ mod tests {
         let words: Vec<&str> = text.split_whitespace().collect();
         let text = words.join(" ");
         for row in [
-            "| 3.000 (2.000–4.000) | 4.400 (2.200–100.000) | 1.10 | ≤ 1.25 × floor | yes |",
-            "| 4.400 | 2.00 | ≤ 2.5 × lone-1000-tcp | yes |",
+            "| 3.000 (2.000–4.000) | 4.400 (2.200–100.000) | 1.10 | ≤ 1.25 × floor | yes | 6.00 : 8.80 | 1.10 |",
+            "| 4.400 | 2.00 | ≤ 2.5 × lone-1000-tcp | yes | – | – |",
+            "| 4.400 | – | beside polling-2k-http | – | – | – |",
+            "| 2.900 | 0.35 | ≤ lone-1000-tcp + 0.45 × floor | yes | – | – |",
             "| 11.100 3.70× |",
-            "In none of 7 runs",
+            "In none of 9 runs",
         ] {
             assert!(text.contains(row), "{row} is missing in {text}");
         }

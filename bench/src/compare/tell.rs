@@ -20,19 +20,26 @@ impl Outcome {
             .collect()
     }
 
-    fn spread(&self, case: &Case, row: &Row, contender: Contender) -> Option<Spread> {
-        Spread::of(
-            self.figures(&case.name, row.figure, contender)
-                .into_values(),
-        )
+    fn spread(&self, case: &Case, figure: Figure, contender: Contender) -> Option<Spread> {
+        Spread::of(self.figures(&case.name, figure, contender).into_values())
     }
 
-    /// chinwag's figure over that which it is set against, within each repeat.
-    fn ratio(&self, case: &Case, row: &Row) -> Option<Spread> {
-        let own = self.figures(&case.name, row.figure, Contender::Chinwag);
-        let against = match row.goal {
-            Goal::Floor(_) => self.figures(&case.name, row.figure, Contender::Floor),
-            Goal::Own(case, _) => self.figures(case, row.figure, Contender::Chinwag),
+    /// chinwag's figure, or what it has more, over that which it is set against, within each repeat.
+    fn ratio(&self, case: &Case, figure: Figure, goal: Goal) -> Option<Spread> {
+        let mut own = self.figures(&case.name, figure, Contender::Chinwag);
+        let against = match goal {
+            Goal::Added(case, _) => {
+                let without = self.figures(case, figure, Contender::Chinwag);
+                own.retain(|repeat, _| without.contains_key(repeat));
+                for (repeat, figure) in &mut own {
+                    *figure -= without[repeat];
+                }
+                self.figures(case, figure, Contender::Floor)
+            }
+            Goal::Floor(_) => self.figures(&case.name, figure, Contender::Floor),
+            Goal::Own(case, _) | Goal::Beside(case) => {
+                self.figures(case, figure, Contender::Chinwag)
+            }
             Goal::Most(_) => return None,
         };
         Spread::of(
@@ -104,17 +111,36 @@ impl Outcome {
     fn goals(&self) -> String {
         let cells = |(case, row): (&Case, &Row)| {
             let digits = row.figure.digits();
-            let own = self.spread(case, row, Contender::Chinwag);
+            let against_floor = matches!(row.goal, Goal::Floor(_));
+            let own = self.spread(case, row.figure, Contender::Chinwag);
             let floor = self
-                .spread(case, row, Contender::Floor)
-                .filter(|_| matches!(row.goal, Goal::Floor(_)));
-            let ratio = self.ratio(case, row);
+                .spread(case, row.figure, Contender::Floor)
+                .filter(|_| against_floor);
+            let ratio = self.ratio(case, row.figure, row.goal);
             let (judged, most, goal) = match row.goal {
                 Goal::Floor(most) => (ratio, most, format!("≤ {most} × floor")),
                 Goal::Own(other, most) => (ratio, most, format!("≤ {most} × {other}")),
+                Goal::Added(other, most) => (ratio, most, format!("≤ {other} + {most} × floor")),
                 Goal::Most(most) => (own, most, format!("≤ {most}")),
+                Goal::Beside(other) => (None, 0.0, format!("beside {other}")),
             };
             let held = judged.map(|spread| spread.median <= most);
+            // The same for what one read of the client brought: medians, and no goal.
+            let read = row.figure.companion().filter(|_| against_floor);
+            let median = |contender| {
+                let spread = self.spread(case, read?, contender)?;
+                Some(format!("{:.2}", spread.median))
+            };
+            let none = || "–".to_owned();
+            let a_read = match (median(Contender::Floor), median(Contender::Chinwag)) {
+                (None, None) => none(),
+                (floor, own) => format!(
+                    "{} : {}",
+                    floor.unwrap_or_else(none),
+                    own.unwrap_or_else(none)
+                ),
+            };
+            let read_ratio = read.and_then(|figure| self.ratio(case, figure, row.goal));
             vec![
                 row.title.clone(),
                 row.figure.unit().to_owned(),
@@ -124,9 +150,21 @@ impl Outcome {
                 goal,
                 held.map_or("–", |held| if held { "yes" } else { "**no**" })
                     .to_owned(),
+                a_read,
+                read_ratio.map_or_else(none, |ratio| format!("{:.2}", ratio.median)),
             ]
         };
-        let head = ["case", "unit", "floor", "chinwag", "ratio", "goal", "held"];
+        let head = [
+            "case",
+            "unit",
+            "floor",
+            "chinwag",
+            "ratio",
+            "goal",
+            "held",
+            "µs a read",
+            "its ratio",
+        ];
         table::markdown(&head, self.rows().map(cells))
     }
 
@@ -136,9 +174,9 @@ impl Outcome {
         let with_peers =
             |(case, _): &(&Case, &Row)| case.contenders.iter().any(|who| is_peer(*who));
         let cells = |(case, row): (&Case, &Row)| {
-            let floor = self.spread(case, row, Contender::Floor);
+            let floor = self.spread(case, row.figure, Contender::Floor);
             let of = |who: &Contender| {
-                let spread = self.spread(case, row, *who);
+                let spread = self.spread(case, row.figure, *who);
                 let text = cell(spread, row.figure.digits());
                 match (spread, floor, row.goal) {
                     (Some(spread), Some(floor), Goal::Floor(_)) if *who != Contender::Floor => {
@@ -179,6 +217,7 @@ impl Outcome {
             "server",
             "deliveries/s",
             "a read",
+            "µs a read",
             "bytes",
             "p50 ms",
             "p99 ms",
@@ -203,7 +242,7 @@ impl Outcome {
                     .contenders
                     .iter()
                     .filter_map(|who| {
-                        let spread = self.spread(case, row, *who)?;
+                        let spread = self.spread(case, row.figure, *who)?;
                         let figures = [spread.median, spread.min, spread.max];
                         Some((who.name().to_owned(), figures))
                     })
@@ -244,6 +283,9 @@ fn detail(name: &str, contender: Contender, parts: &[&Part]) -> Vec<String> {
         contender.name().to_owned(),
         median(0, &|part| Some(part.deliveries_per_second)),
         median(2, &|part| Some(part.deliveries_per_read)),
+        median(2, &|part| {
+            Some(part.server?.cpu_us_per_delivery? * part.deliveries_per_read)
+        }),
         median(0, &|part| Some(part.wire_bytes_per_delivery)),
         median(2, &|part| Some(part.latency_us.p50 as f64 / 1000.0)),
         median(2, &|part| Some(part.latency_us.p99 as f64 / 1000.0)),
