@@ -53,8 +53,8 @@ fn cpu(report: &Value, part: usize) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lone_messages_are_measured_over_every_transport() {
-    for over in ["tcp", "ws", "http"] {
+async fn lone_messages_are_measured_over_every_transport_with_and_without_tls() {
+    for over in ["tcp", "ws", "http", "tls", "wss", "https"] {
         let report = sound(&format!(
             "lone --over {over} -n 40 --duration 500ms --warm-up 100ms"
         ))
@@ -123,6 +123,32 @@ async fn idle_connections_are_weighed() {
         }
         assert!(report["idle"]["server_cpu_percent"].is_number(), "{report}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_log_ins_is_set_beside_a_room_that_talks_on() {
+    // More than one hash thread and its queue of 64 take, so that some are turned away and come again.
+    let args = "login-storm --logins 100 -n 20 --duration 300ms --warm-up 100ms";
+    let report = sound(args).await;
+    let names = |part: usize| report["parts"][part]["name"].as_str().unwrap();
+    assert_eq!([names(0), names(1)], ["before", "during log-ins"]);
+    let logins = &report["logins"];
+    assert_eq!(logins["users"], 100);
+    let figure = |name: &str| logins[name].as_f64().unwrap();
+    let times = ["seconds_p50", "seconds_p99", "seconds_until_in"].map(figure);
+    assert!(times[0] > 0.0 && times.is_sorted(), "{report}");
+    assert!(
+        figure("users_turned_away") <= figure("unavailable"),
+        "{report}"
+    );
+    // The room is looked at for as long as the log-ins take.
+    assert!(
+        report["parts"][1]["seconds"].as_f64().unwrap() >= times[2],
+        "{report}"
+    );
+    let (code, _, errors) = bench("login-storm --over ws").await;
+    assert_eq!(code, Some(64), "{errors}");
+    assert!(errors.contains("tcp://"), "{errors}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,6 +221,16 @@ async fn polls_that_wait_are_loaded() {
         "{report}"
     );
     assert!(cpu(&report, 0) > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn polls_are_answered_compressed_where_that_is_asked_for() {
+    let args = "lone --over http -n 20 --payload 3000 --duration 300ms --warm-up 50ms";
+    for (option, is_smaller) in [("", false), (" --gzip", true)] {
+        let report = sound(&format!("{args}{option}")).await;
+        let bytes = report["parts"][0]["wire_bytes_per_delivery"].as_f64();
+        assert_eq!(bytes.unwrap() < 3000.0, is_smaller, "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,7 +329,9 @@ async fn stammering(listener: TcpListener) {
     while let Ok(Some(line)) = lines.next_line().await {
         let command: Value = serde_json::from_str(&line).unwrap();
         let answer = match command["type"].as_str().unwrap() {
-            "login" => r#"{"type":"session","id":1,"session":"s","timeout_ms":0}"#.to_owned(),
+            "login" => {
+                r#"{"type":"session","id":1,"session":"s","user":"u","timeout_ms":0}"#.to_owned()
+            }
             "join" => {
                 r#"{"type":"init","id":2,"room":"r","users":[],"count":0,"presence":"off","epoch":"e","seq":0}"#
                     .to_owned()
@@ -332,7 +370,7 @@ async fn faults_of_a_server_are_counted_told_and_fail_the_run() {
         stammering(listener).await;
     });
     let args = format!(
-        "lone {url} -n 1 --rate 20 --duration 500ms --warm-up 0s --pid {}",
+        "lone {url} -n 1 --room r --rate 20 --duration 500ms --warm-up 0s --pid {}",
         std::process::id()
     );
     let (code, report, errors) = bench(&args).await;

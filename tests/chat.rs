@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    client::url,
+    client::{tls_url, url},
     harness::{Addresses, Client, Over, PATIENCE, PROGRAM, Program, Setup, eventually},
 };
 
@@ -478,7 +478,22 @@ async fn every_kind_of_end_has_its_exit_code_and_its_words() {
             5,
             "it knows no path /nowhere",
         ),
-        (vec!["wss://localhost".into()], 64, "TLS is not there yet"),
+        (vec!["ftp://localhost".into()], 64, "tls://, wss://"),
+        (
+            vec!["tls://localhost".into(), "--ca=/no/where".into()],
+            64,
+            "/no/where: can't be read",
+        ),
+        (
+            vec![format!("tcp://{line}"), "--ca=/no/where".into()],
+            64,
+            "this is plain text",
+        ),
+        (
+            vec!["tls://localhost".into(), "--key=/no/where".into()],
+            64,
+            "--cert",
+        ),
         (
             vec!["http://ada:hunter2@localhost".into()],
             64,
@@ -500,6 +515,166 @@ async fn every_kind_of_end_has_its_exit_code_and_its_words() {
         assert_eq!(ended.code, Some(code), "{args:?}: {}", ended.errors);
         assert!(ended.errors.contains(words), "{words}: {}", ended.errors);
         assert!(!ended.errors.contains("hunter2"), "{}", ended.errors);
+    }
+}
+
+/// What `chinwag cert dev` makes, for all addresses where the tests' servers listen.
+struct Made(TempDir);
+
+impl Made {
+    async fn new() -> Self {
+        let made = Self(tempfile::tempdir().unwrap());
+        let dir = made.at("");
+        let hosts = ["--host", "127.0.0.2", "--host", "127.0.0.3"];
+        let (code, _, errors) =
+            Program::run(&[&["cert", "dev", &dir], &hosts[..]].concat(), "").await;
+        assert_eq!(code, Some(0), "{errors}");
+        made
+    }
+
+    fn at(&self, file: &str) -> String {
+        self.0.path().join("pki").join(file).display().to_string()
+    }
+
+    /// A server with TLS on its three transports and a default room.
+    fn server(&self, setup: Setup, more: &str) -> Setup {
+        let (cert, key) = (self.at("server.pem"), self.at("server.key"));
+        setup
+            .and("[server]\ndefault_room = \"lobby\"")
+            .and(&format!(
+                "[tls.dev]\ncert = {cert:?}\nkey = {key:?}\n{more}"
+            ))
+            .on_all("tls = \"dev\"")
+    }
+
+    /// One that takes the name from the certificate.
+    fn by_certificate(&self) -> Setup {
+        let (ca, crl) = (self.at("ca.pem"), self.at("crl.pem"));
+        let more = format!("client_ca = {ca:?}\nclient_cert = \"required\"\ncrl = [{crl:?}]");
+        self.server(Setup::authenticator("kind = \"certificate\""), &more)
+    }
+
+    /// Options by which the server is trusted.
+    fn trust(&self) -> [String; 2] {
+        ["--ca".into(), self.at("ca.pem")]
+    }
+
+    /// The same, and those that show the certificate of `user`.
+    fn shown(&self, user: &str) -> Vec<String> {
+        let [ca, file] = self.trust();
+        let (cert, key) = (
+            self.at(&format!("{user}.pem")),
+            self.at(&format!("{user}.key")),
+        );
+        vec![ca, file, "--cert".into(), cert, "--key".into(), key]
+    }
+}
+
+/// Runs it to its end with these arguments, and nothing to say.
+async fn run(url: &str, args: &[String]) -> Ended {
+    let args: Vec<&str> = [url]
+        .into_iter()
+        .chain(args.iter().map(String::as_str))
+        .collect();
+    Pipes::start(&args).end_after("").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_certificate_nothing_else_is_needed_and_without_one_it_is_asked_for() {
+    let made = Made::new().await;
+    let server = made.by_certificate().start().await;
+    for over in Over::ALL {
+        let url = tls_url(&server, over);
+        // One for elsewhere is not sent along.
+        let mut alice = chat(&[&url]);
+        alice
+            .args(made.shown("alice"))
+            .env("CHINWAG_PASSWORD", "wonderland");
+        let mut alice = Pipes::run(alice);
+        alice.say("hello\n").await;
+        let line = alice.hear().await;
+        assert!(line.ends_with(" alice@example.org: hello"), "{line}");
+        let ended = alice.end_after("").await;
+        assert_eq!(ended.code, Some(0), "{over:?}: {}", ended.errors);
+        // Both in one file, and named besides.
+        let both = std::fs::read_to_string(made.at("alice.pem")).unwrap()
+            + &std::fs::read_to_string(made.at("alice.key")).unwrap();
+        std::fs::write(made.at("both.pem"), both).unwrap();
+        let mut args = made.trust().to_vec();
+        args.extend([
+            "--cert".into(),
+            made.at("both.pem"),
+            "--user=alice@example.org".into(),
+        ]);
+        let ended = run(&url, &args).await;
+        assert_eq!(ended.code, Some(0), "{over:?}: {}", ended.errors);
+        let mut other = made.shown("alice");
+        other.push("--user=bob".into());
+        for (args, code, words) in [
+            (made.trust().to_vec(), 3, "--cert FILE"),
+            (made.shown("bob"), 3, "it is revoked"),
+            (other, 3, "Without --user"),
+            (Vec::new(), 5, "--ca FILE"),
+        ] {
+            let ended = run(&url, &args).await;
+            assert_eq!(ended.code, Some(code), "{args:?}: {}", ended.errors);
+            assert!(ended.errors.contains(words), "{words}: {}", ended.errors);
+        }
+        let plain = self::url(&server, over);
+        let ended = run(&plain, &[]).await;
+        assert_eq!(ended.code, Some(5), "{}", ended.errors);
+        assert!(ended.errors.contains("tls://, wss://"), "{}", ended.errors);
+    }
+    // The way there is right, and the name is another.
+    let elsewhere = format!("tls://0.0.0.0:{}", server.addr(Over::Tcp).port());
+    let ended = run(&elsewhere, &made.shown("alice")).await;
+    assert_eq!(ended.code, Some(5), "{}", ended.errors);
+    assert!(
+        ended.errors.contains("is for localhost, 127.0.0.1,"),
+        "{}",
+        ended.errors
+    );
+    let args = made.shown("alice").join(" ");
+    let alice = Terminal::start(&format!("{} {args}", tls_url(&server, Over::WebSocket))).await;
+    let screen = alice.prompt("lobby>").await.join("\n");
+    assert!(!screen.contains("Password"), "{screen}");
+    alice.press(&["C-d"]).await;
+    alice.has_ended(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_leaves_this_machine_over_tls_alone() {
+    let made = Made::new().await;
+    let with_password = |url: &str, args: &[String]| {
+        let mut command = chat(&[url, "--user", "alice"]);
+        command.args(args).env("CHINWAG_PASSWORD", "wonderland");
+        Pipes::run(command).end_after("")
+    };
+    let server = made.server(Setup::passwords(), "").start().await;
+    for over in Over::ALL {
+        let ended = with_password(&tls_url(&server, over), &made.trust()).await;
+        assert_eq!(ended.code, Some(0), "{over:?}: {}", ended.errors);
+    }
+    let server = Setup::passwords()
+        .and("[server]\ndefault_room = \"lobby\"")
+        .start()
+        .await;
+    // It leads here, and is another machine for all that the URL tells.
+    let elsewhere = format!("tcp://0.0.0.0:{}", server.addr(Over::Tcp).port());
+    let ended = with_password(&elsewhere, &[]).await;
+    assert_eq!(ended.code, Some(64), "{}", ended.errors);
+    assert!(ended.errors.contains("--insecure"), "{}", ended.errors);
+    assert!(!ended.errors.contains("wonderland"), "{}", ended.errors);
+    let ended = with_password(&elsewhere, &["--insecure".into()]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.errors);
+    // Nobody is asked for what would not be sent.
+    for flag in ["", "--password"] {
+        let ada = Terminal::start(&format!("{elsewhere} --user alice {flag}")).await;
+        let screen = ada.has_ended(64).await.join("\n");
+        assert!(
+            screen.contains("--insecure") && !screen.contains("Password for"),
+            "{screen}"
+        );
     }
 }
 

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use chinwag::core::{CloseReason, ErrorCode as CoreError, LeaveReason as CoreLeave};
 use chinwag_client::{
-    Client, ConnectError, End, EndCode, Error, ErrorCode, Event, LeaveReason, Login, Loss, Options,
+    Client, ConnectError, End, EndCode, Error, ErrorCode, Event, Identity, LeaveReason, Login,
+    Loss, Options, TlsFault, TlsFiles,
 };
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 
-use crate::harness::{Addresses, Client as Plain, Over, PATIENCE, Program, Server, Setup};
+use crate::harness::{
+    Addresses, Client as Plain, Identity as Shown, Over, PATIENCE, Pki, Program, Server, Setup,
+};
 
 /// The URL of a server's front end.
 pub(crate) fn url(server: &impl Addresses, over: Over) -> String {
@@ -18,6 +21,48 @@ pub(crate) fn url(server: &impl Addresses, over: Over) -> String {
         Over::Polling => "http",
     };
     format!("{scheme}://{}", server.of(over))
+}
+
+/// The same over TLS.
+pub(crate) fn tls_url(server: &impl Addresses, over: Over) -> String {
+    let scheme = match over {
+        Over::Tcp => "tls",
+        Over::WebSocket => "wss",
+        Over::Polling => "https",
+    };
+    format!("{scheme}://{}", server.of(over))
+}
+
+/// Those who trust the server of `pki`, and show something or nothing.
+fn trusting(pki: &Pki, shown: Option<&Shown>) -> Options {
+    pki.put("servers.pem", &pki.servers.pem());
+    let identity = shown.map(|shown| {
+        pki.put("shown.pem", &shown.pem());
+        pki.put("shown.key", &shown.key_pem());
+        Identity {
+            cert: pki.at("shown.pem"),
+            key: pki.at("shown.key"),
+        }
+    });
+    Options {
+        tls: TlsFiles {
+            ca: vec![pki.at("servers.pem")],
+            identity,
+        },
+        ..Options::default()
+    }
+}
+
+/// What is wrong with TLS, found out at once or by logging in.
+async fn fault(url: &str, options: Options) -> TlsFault {
+    match Client::connect(url, options).await {
+        Err(ConnectError::Tls { fault, .. }) => fault,
+        Err(other) => panic!("{url}: {other:?}"),
+        Ok(client) => match client.login(Login::certificate()).await {
+            Err(Error::Ended(End::Lost(Loss::Tls(fault))) | Error::Lost(Loss::Tls(fault))) => fault,
+            other => panic!("{url}: {other:?}"),
+        },
+    }
 }
 
 async fn connect(server: &impl Addresses, over: Over, name: &str, options: Options) -> Client {
@@ -143,40 +188,109 @@ async fn a_refusal_leaves_all_else_as_it_was() {
     }
 }
 
+/// Has four send at once, hears it all, and logs out.
+async fn much_at_once(client: Client) {
+    const EACH: usize = 50;
+    client.join("lobby").await.unwrap();
+    let (handle, mut events) = client.split();
+    let mut senders = JoinSet::new();
+    for sender in 0..4 {
+        let handle = handle.clone();
+        senders.spawn(async move {
+            let mut sent = Vec::new();
+            for n in 0..EACH {
+                // From nothing to more than a record of TLS may hold of several.
+                let text = format!("{sender}.{n} {}", "x".repeat(n * 80));
+                sent.push((handle.send("lobby", &text).await.unwrap().seq, text));
+            }
+            sent
+        });
+    }
+    let mut heard = Vec::new();
+    while heard.len() < 4 * EACH {
+        let event = timeout(PATIENCE, events.next())
+            .await
+            .expect("an event")
+            .unwrap();
+        if let Event::Message(message) = event {
+            heard.push((message.seq, message.text.unwrap().into_string()));
+        }
+    }
+    let mut sent: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
+    sent.sort_unstable();
+    assert!(sent == heard, "what was sent is not what was heard");
+    handle.logout().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_run_beside_events_and_answers_find_their_way() {
-    const EACH: usize = 50;
     let server = lobby().await;
     for over in Over::ALL {
-        let client = login(&server, over, "ada").await;
+        much_at_once(login(&server, over, "ada").await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_all_is_the_same() {
+    let pki = Pki::new();
+    let server = Setup::tables("[limits]\nsends = \"unlimited\"\ncommands = \"unlimited\"")
+        .and(&pki.table(""))
+        .on_all("tls = \"door\"")
+        .start()
+        .await;
+    let options = Options {
+        event_queue: 1,
+        ..trusting(&pki, None)
+    };
+    for over in Over::ALL {
+        let client = Client::connect(&tls_url(&server, over), options.clone())
+            .await
+            .unwrap();
+        client.login(Login::name("ada")).await.unwrap();
+        much_at_once(client).await;
+        // Who takes one for the other is told.
+        let fault = fault(&url(&server, over), Options::default()).await;
+        assert_eq!(fault, TlsFault::Expected, "{over:?}");
+    }
+    let plain = lobby().await;
+    for over in Over::ALL {
+        let fault = fault(&tls_url(&plain, over), options.clone()).await;
+        assert_eq!(fault, TlsFault::PlainText, "{over:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_logs_in_for_as_long_as_it_is_not_revoked() {
+    let pki = Pki::new();
+    let server = Program::start(&pki.by_certificate()).await;
+    let serial = |params: &mut rcgen::CertificateParams| params.serial_number = Some(7.into());
+    let options = trusting(&pki, Some(&pki.clients.client("alice", serial)));
+    let alice = async |over| {
+        let url = tls_url(&server, over);
+        let client = Client::connect(&url, options.clone()).await.unwrap();
+        let session = client.login(Login::certificate()).await.unwrap();
+        assert_eq!(&*session.user, "alice", "{url}");
         client.join("lobby").await.unwrap();
-        let (handle, mut events) = client.split();
-        let mut senders = JoinSet::new();
-        for sender in 0..4 {
-            let handle = handle.clone();
-            senders.spawn(async move {
-                let mut sent = Vec::new();
-                for n in 0..EACH {
-                    let text = format!("{sender}.{n}");
-                    sent.push((handle.send("lobby", &text).await.unwrap().seq, text));
-                }
-                sent
-            });
-        }
-        let mut heard = Vec::new();
-        while heard.len() < 4 * EACH {
-            let event = timeout(PATIENCE, events.next())
-                .await
-                .expect("an event")
-                .unwrap();
-            if let Event::Message(message) = event {
-                heard.push((message.seq, message.text.unwrap().into_string()));
-            }
-        }
-        let mut sent: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
-        sent.sort_unstable();
-        assert_eq!(sent, heard, "{over:?}");
-        handle.logout().await.unwrap();
+        client.send("lobby", "hello").await.unwrap();
+        client
+    };
+    // A newer one replaces the one before.
+    let mut clients = Vec::new();
+    for over in Over::ALL {
+        clients.push(alice(over).await);
+    }
+    pki.put("crl.pem", &pki.clients.crl(&[7]));
+    for (mut client, code) in
+        clients
+            .into_iter()
+            .zip([EndCode::Replaced, EndCode::Replaced, EndCode::AuthExpired])
+    {
+        let end = end(&mut client).await;
+        assert!(matches!(&end, End::Bye(bye) if bye.code == code), "{end:?}");
+    }
+    for over in Over::ALL {
+        let fault = fault(&tls_url(&server, over), options.clone()).await;
+        assert!(matches!(fault, TlsFault::Refused(_)), "{over:?}: {fault:?}");
     }
 }
 

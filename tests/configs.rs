@@ -1,61 +1,168 @@
 //! Every shape of deployment: the files in `configs/`, every subset of the kinds, listeners apart and shared.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
-use serde_json::json;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
 
-use crate::harness::{Client, Http, Over, Program, Request, STAFF, Server, Setup, code};
+use crate::harness::{Client, Http, Over, Program, Request, STAFF, Secure, Server, Setup, code};
 
-fn files() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let files = std::fs::read_dir(folder)
-        .expect("configs/ is there")
-        .map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = files
-        .filter(|file| file.extension().is_some_and(|end| end == "toml"))
-        .collect();
-    files.sort();
-    assert!(files.len() >= 6, "{files:?}");
-    files
+/// The examples, in a folder of their own: some name files that are nobody's but the operator's.
+struct Examples {
+    folder: TempDir,
+    files: Vec<PathBuf>,
+}
+
+impl Examples {
+    /// With certificates, made as the examples say.
+    async fn copy() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut files = Vec::new();
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        for entry in std::fs::read_dir(configs).expect("configs/ is there") {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                let copy = folder.path().join(entry.file_name());
+                std::fs::copy(entry.path(), &copy).unwrap();
+                files.push(copy);
+            }
+        }
+        files.retain(|file| file.extension().is_some_and(|end| end == "toml"));
+        files.sort();
+        assert!(files.len() >= 10, "{files:?}");
+        let certs = folder.path().join("certs");
+        let (code, _, errors) = Program::run(&["cert", "dev", certs.to_str().unwrap()], "").await;
+        assert_eq!(code, Some(0), "{errors}");
+        Self { folder, files }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_passes_the_check() {
-    for file in files() {
+    for file in Examples::copy().await.files {
         let (code, said, errors) = Program::run(&["check", file.to_str().unwrap()], "").await;
         assert_eq!(code, Some(0), "{}: {said}{errors}", file.display());
+        assert_eq!(errors, "", "{}", file.display());
     }
+}
+
+/// The back end of the examples, from its folder, and where it listens.
+async fn back_end() -> (Child, String) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/http-auth");
+    let mut child = Command::new("python3")
+        .args(["auth.py", "--port", "0", "users.json"])
+        .current_dir(folder)
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 is installed");
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).await.unwrap();
+    let address = line
+        .trim()
+        .strip_prefix("listening on ")
+        .expect("an address");
+    (child, format!("http://{address}/"))
+}
+
+/// A set of one key, and a token that it has signed.
+fn token() -> (Value, String) {
+    let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+    let set = json!({"keys": [{
+        "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "x": URL_SAFE_NO_PAD.encode(key.der_bytes()),
+    }]});
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let claims = json!({
+        "iss": "https://id.example.org/", "aud": "chat", "exp": now + 600,
+        "preferred_username": "alice", "realm_access": {"roles": ["staff"]},
+    });
+    let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let message = format!("{}.{}", part(json!({"alg": "EdDSA"})), part(claims));
+    let signature = key.sign(message.as_bytes()).unwrap();
+    (
+        set,
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_binds_and_lets_its_users_in() {
+    let examples = Examples::copy().await;
+    let certs = examples.folder.path().join("certs");
+    let (_back_end, endpoint) = back_end().await;
+    let (keys, token) = token();
+    let jwks = examples.folder.path().join("jwks.json");
+    std::fs::write(&jwks, keys.to_string()).unwrap();
+    let elsewhere = [
+        ("CHINWAG_AUTHENTICATORS__BACKEND__ENDPOINTS", endpoint),
+        (
+            "CHINWAG_AUTHENTICATORS__TOKENS__JWKS",
+            jwks.to_str().unwrap().to_owned(),
+        ),
+    ];
     let mut pages = 0;
-    for file in files() {
-        let document = std::fs::read_to_string(&file).unwrap();
-        let server = Program::start_file(&file).await;
-        // Behind a proxy there has to be one.
-        let direct = !document.contains("client_address");
-        if document.contains("[web]") {
-            let page = Http::new(server.table("web"))
-                .ask(&Request::new("GET", "/"))
-                .await;
+    for file in &examples.files {
+        let document = std::fs::read_to_string(file).unwrap();
+        let named = |table: &str| document.lines().any(|line| line.starts_with(table));
+        let mut variables = elsewhere.to_vec();
+        variables.retain(|(name, _)| {
+            let table = name.split("__").nth(1).unwrap().to_lowercase();
+            named(&format!("[authenticators.{table}]"))
+        });
+        let server = Program::start_file_with(file, &variables).await;
+        let secure = named("[tls.").then(|| Secure::of_files(&certs, "alice"));
+        let (login, user) = if named("kind = \"certificate\"") {
+            (json!({"type": "login"}), "alice@example.org")
+        } else if named("kind = \"jwt\"") {
+            (json!({"type": "login", "token": token}), "alice")
+        } else {
+            let login = json!({"type": "login", "user": "alice", "password": "wonderland"});
+            (login, "alice")
+        };
+        if named("[web]") {
+            let mut http = match &secure {
+                Some(secure) => secure.http(server.table("web")),
+                None => Http::new(server.table("web")),
+            };
+            let page = http.ask(&Request::new("GET", "/")).await;
             assert_eq!(page.status, 200, "{}", file.display());
             pages += 1;
         }
         for over in Over::ALL {
-            let table = format!("[transports.{}]", over.table());
-            if direct && document.contains(&table) {
-                let mut client = Client::connect(server.table(over.table()), over, "alice").await;
-                let login = json!({"type": "login", "user": "alice", "password": "wonderland"});
-                let session = client.log_in(login).await;
-                assert_eq!(session["user"], "alice", "{}", file.display());
-                let bye = client.command(json!({"type": "logout"})).await;
-                assert_eq!(code(&bye), "logout");
+            // Behind a proxy there has to be one.
+            if named("client_address") || !named(&format!("[transports.{}]", over.table())) {
+                continue;
+            }
+            let mut client = match &secure {
+                Some(secure) => secure.connect(&server, over, "alice").await,
+                None => Client::connect(server.table(over.table()), over, "alice").await,
+            };
+            let session = client.log_in(login.clone()).await;
+            assert_eq!(session["user"], user, "{}, {over:?}", file.display());
+            let bye = client.command(json!({"type": "logout"})).await;
+            assert_eq!(code(&bye), "logout");
+            if named("kind = \"certificate\"") {
+                let bob = Secure::of_files(&certs, "bob");
+                let mut bob = bob.dial(server.table(over.table())).await.ok();
+                if let Some(stream) = &mut bob {
+                    let read = tokio::io::AsyncReadExt::read(stream, &mut [0]).await;
+                    assert!(!matches!(read, Ok(1..)), "he is refused");
+                }
             }
         }
         server.stop().await;
     }
-    assert!(pages >= 3, "only {pages} examples have the page");
+    assert!(pages >= 5, "only {pages} examples have the page");
 }
 
 #[tokio::test(flavor = "multi_thread")]

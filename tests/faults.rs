@@ -408,3 +408,22 @@ async fn garbage_on_every_port_does_no_harm() {
     assert!(begun.elapsed() < PATIENCE, "the garbage held up the drain");
     let _: Value = alice.gone().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_in_the_middle_of_a_word_do_not_hold_up_a_drain() {
+    let server = Setup::default().start().await;
+    let mut strangers = Vec::new();
+    for over in Over::ALL {
+        for half in ["", "GET /v1/ws HT", "{\"type\":"] {
+            let mut stranger = TcpStream::connect(server.addr(over)).await.unwrap();
+            stranger.write_all(half.as_bytes()).await.unwrap();
+            strangers.push(stranger);
+        }
+    }
+    // One that has been answered shows that the others were accepted.
+    Client::login(server.addr(Over::Tcp), Over::Tcp, "alice").await;
+    let begun = Instant::now();
+    assert_eq!(server.shut_down().await, 0);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "the drain took {took:?}");
+}

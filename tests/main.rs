@@ -7,22 +7,31 @@
     reason = "a test fails by panicking, and runs once"
 )]
 
+mod authtest;
 mod battery;
 mod bench;
 mod browser;
+mod certificates;
 mod chat;
 mod client;
 mod clients;
 mod configs;
 mod faults;
+mod gatekeepers;
 mod harness;
+mod managers;
 mod metrics;
 mod nginx;
 mod order;
+mod outage;
 mod polling;
 mod program;
 mod readme;
+mod rights;
+mod scans;
+mod secrets;
 mod startup;
 mod tcp;
+mod tls;
 mod web;
 mod websocket;

@@ -319,7 +319,7 @@ async fn come_and_go(server: &Program, sessions: usize, seed: usize) {
                         client.gone().await;
                     }
                     5 => {
-                        client.close().await;
+                        client.close().await.unwrap();
                         client.gone().await;
                     }
                     _ => {

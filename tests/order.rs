@@ -261,7 +261,7 @@ async fn settle(client: &mut Client, expected: &[String]) {
                 .iter()
                 .filter(|name| !roster.contains(name))
                 .collect();
-            let who = (&client.name, client.over);
+            let who = (&client.name, &client.over);
             panic!("{who:?}: {surplus} too many, and missing: {missing:?}");
         }
         client.try_event(Duration::from_millis(500)).await;

@@ -1,7 +1,10 @@
 //! What holds for HTTP polling alone: requests and statuses, acknowledging, the ways an id travels.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use chinwag::core::plugin::{
+    AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Verdict,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -1080,4 +1083,43 @@ async fn a_request_that_comes_while_a_poll_waits_is_answered_after_it() {
     http.write(&second[20..]).await;
     let pong = http.answer().await.expect("an answer").json();
     assert_eq!((&pong["type"], &pong["id"]), (&"pong".into(), &7.into()));
+}
+
+/// An authenticator that can't tell.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Down {}
+
+#[async_trait::async_trait]
+impl AuthenticatorConfig for Down {
+    const KIND: &'static str = "down";
+
+    async fn build(self, _cx: AuthenticatorContext) -> Result<Arc<dyn Authenticator>, BuildError> {
+        Ok(Arc::new(self))
+    }
+}
+
+#[async_trait::async_trait]
+impl Authenticator for Down {
+    async fn authenticate(&self, _request: &AuthRequest) -> Verdict {
+        Verdict::Unavailable {
+            retry: Duration::from_secs(3),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_a_503_with_its_time() {
+    let setup = Setup::authenticator("kind = \"down\"").only(&[Over::Polling]);
+    let server = setup
+        .plugins(|plugins| plugins.authenticator::<Down>())
+        .start()
+        .await;
+    let login = Request::new("POST", "/v1/session").json(json!({"user": "alice"}));
+    let answer = Http::new(server.addr(Over::Polling)).ask(&login).await;
+    assert_eq!(answer.verdict(), "503 unavailable");
+    assert_eq!(
+        (answer.header("retry-after"), &answer.json()["retry_ms"]),
+        (Some("3"), &3000.into())
+    );
 }

@@ -303,3 +303,26 @@ async fn a_proxy_names_the_client_and_nobody_else_may() {
         "{said:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_of_input_ends_the_session_whatever_was_begun() {
+    let server = Setup::default().start().await;
+    let mut bob = Client::login(server.addr(Over::WebSocket), Over::WebSocket, "bob").await;
+    bob.enter("lobby").await;
+    let mut alice = Client::login(server.addr(Over::Tcp), Over::Tcp, "alice").await;
+    alice.enter("lobby").await;
+    assert_eq!(bob.next_event().await["type"], "join");
+    alice
+        .write_bytes(br#"{"type":"send","room":"lobby","text":"half a li"#)
+        .await;
+    alice.close().await.unwrap();
+    let leave = bob.next_event().await;
+    assert_eq!(leave["type"], "leave", "{leave}");
+    assert!(
+        ["disconnected", "logout"]
+            .map(Value::from)
+            .contains(&leave["reason"]),
+        "{leave}"
+    );
+    alice.gone().await;
+}

@@ -591,3 +591,39 @@ async fn the_cases_of_autobahn_pass() {
     }
     assert!(failed.is_empty(), "{failed:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_in_good_order_is_a_logout() {
+    let server = Setup::default().start().await;
+    let mut bob = Client::login(server.addr(Over::Polling), Over::Polling, "bob").await;
+    bob.enter("lobby").await;
+    let mut alice = Client::login(server.addr(Over::WebSocket), Over::WebSocket, "alice").await;
+    alice.enter("lobby").await;
+    assert_eq!(bob.next_event().await["type"], "join");
+    alice.close().await.unwrap();
+    let leave = bob.next_event().await;
+    assert_eq!(
+        (&leave["type"], &leave["reason"]),
+        (&json!("leave"), &json!("logout")),
+        "{leave}"
+    );
+    alice.gone().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_line_feeds_between_tokens_do_not_survive() {
+    let server = Setup::default().start().await;
+    let mut bob = Client::login(server.addr(Over::Tcp), Over::Tcp, "bob").await;
+    bob.enter("lobby").await;
+    for over in [Over::WebSocket, Over::Polling] {
+        let mut alice = Client::login(server.addr(over), over, over.table()).await;
+        alice.enter("lobby").await;
+        bob.events_until("the join", |event| event["type"] == "join")
+            .await;
+        let frame =
+            "{\r\n\"type\":\"send\",\n\"room\":\"lobby\",\"data\":{\n\"a\":\r\n[1,\n2]\n}\n}";
+        assert_eq!(alice.raw(frame).await["type"], "sent");
+        // A line feed in the frame would cut bob's object in two, and his reader would say so.
+        assert_eq!(bob.next_event().await["data"], json!({"a": [1, 2]}));
+    }
+}

@@ -23,6 +23,8 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_chinwag");
 
 /// The name under which the metrics listener is logged.
 const METRICS: &str = "metrics";
+/// And the one where session managers give orders.
+const CONTROL: &str = "control";
 
 pub(crate) struct Program {
     child: Child,
@@ -66,9 +68,15 @@ impl Program {
 
     /// Starts it with a file as it stands.
     pub(crate) async fn start_file(file: &Path) -> Self {
+        Self::start_file_with(file, &[]).await
+    }
+
+    /// The same with more variables in its environment.
+    pub(crate) async fn start_file_with(file: &Path, variables: &[(&str, String)]) -> Self {
         let document = std::fs::read_to_string(file).expect("a readable file");
         let mut command = Command::new(PROGRAM);
         command.arg("serve").arg("--config").arg(file);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let page = document.lines().any(|line| line.starts_with("[web]"));
         Self::spawn_elsewhere(command, &listeners(&document), page).await
     }
@@ -87,7 +95,7 @@ impl Program {
             .env("CHINWAG_LOG__LEVEL", "info");
         for name in expected {
             let key = match name.as_str() {
-                METRICS => "CHINWAG_METRICS__BIND".to_owned(),
+                CONTROL | METRICS => format!("CHINWAG_{}__BIND", name.to_uppercase()),
                 name => format!("CHINWAG_TRANSPORTS__{}__BIND", name.to_uppercase()),
             };
             command.env(key, "127.0.0.1:0");
@@ -299,8 +307,8 @@ fn listeners(document: &str) -> Vec<String> {
         .lines()
         .filter_map(|line| line.trim().strip_prefix('[')?.split(']').next());
     let names = tables.filter_map(|table| {
-        if table == METRICS {
-            Some(METRICS)
+        if [CONTROL, METRICS].contains(&table) {
+            Some(table)
         } else {
             table.strip_prefix("transports.")
         }

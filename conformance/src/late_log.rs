@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use chinwag::core::{Log, Proposal, Room};
 use tokio::{sync::mpsc, time::sleep};
 
-use super::Seeded;
+use crate::Seeded;
 
 /// Proposals get their places in order, and come back late, some of them twice, and shuffled.
 pub(crate) struct LateLog(mpsc::Sender<(Arc<Room>, Proposal)>);

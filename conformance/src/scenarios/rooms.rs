@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Client, Over, Setup, check, check_with, eventually};
+use crate::{Kit, eventually};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn init_tells_the_room_before_the_joiner_and_the_join_follows() {
-    check(
+pub(crate) async fn init_tells_the_room_before_the_joiner_and_the_join_follows(kit: &Kit) {
+    kit.check(
         r#"
         alice > join lobby -> {"type":"init","room":"lobby","users":[],"count":0,"presence":"each","epoch":"*","seq":0,"recovered":false,"rev":"-","escape":"-"}
         alice < {"type":"join","room":"lobby","seq":1,"at":"*","user":"alice"}
@@ -24,9 +23,8 @@ async fn init_tells_the_room_before_the_joiner_and_the_join_follows() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn joining_again_gives_a_fresh_init_and_nobody_sees_anything() {
-    check(
+pub(crate) async fn joining_again_gives_a_fresh_init_and_nobody_sees_anything(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > join lobby -> {"type":"init","users":["alice","bob"],"count":2,"seq":2,"recovered":false}
@@ -39,9 +37,8 @@ async fn joining_again_gives_a_fresh_init_and_nobody_sees_anything() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leaver_is_gone_before_the_others_are_told() {
-    check(
+pub(crate) async fn a_leaver_is_gone_before_the_others_are_told(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob, carol in lobby
         bob > leave lobby -> {"type":"left","room":"lobby","reason":"-"}
@@ -62,9 +59,8 @@ async fn a_leaver_is_gone_before_the_others_are_told() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_logs_out_leaves_every_room() {
-    check(
+pub(crate) async fn who_logs_out_leaves_every_room(kit: &Kit) {
+    kit.check(
         r"
         alice, bob in lobby
         alice, carol in games
@@ -78,9 +74,8 @@ async fn who_logs_out_leaves_every_room() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rooms_are_apart() {
-    check(
+pub(crate) async fn rooms_are_apart(kit: &Kit) {
+    kit.check(
         r"
         alice in lobby
         bob in games
@@ -95,10 +90,9 @@ async fn rooms_are_apart() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_s_name_keeps_the_rules() {
+pub(crate) async fn a_room_s_name_keeps_the_rules(kit: &Kit) {
     let (long, longest) = ("x".repeat(65), "x".repeat(64));
-    check(&format!(
+    kit.check(&format!(
         r#"
         alice > join Lobby -> error room_invalid lower
         alice > join a/b -> error room_invalid
@@ -115,10 +109,9 @@ async fn a_room_s_name_keeps_the_rules() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_may_leave_out_the_default_room() {
-    check_with(
-        &Setup::tables("[server]\ndefault_room = \"hall\""),
+pub(crate) async fn a_command_may_leave_out_the_default_room(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[server]\ndefault_room = \"hall\""),
         r#"
         alice > {"type":"join"} -> {"type":"init","room":"hall"}
         alice < join hall alice
@@ -131,9 +124,8 @@ async fn a_command_may_leave_out_the_default_room() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_default_room_every_command_names_its_own() {
-    check(
+pub(crate) async fn without_a_default_room_every_command_names_its_own(kit: &Kit) {
+    kit.check(
         r#"
         alice > {"type":"join"} -> error bad_request room
         alice > {"type":"send","text":"hello"} -> error bad_request room
@@ -144,12 +136,11 @@ async fn without_a_default_room_every_command_names_its_own() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rooms_may_be_the_configured_ones_alone() {
+pub(crate) async fn rooms_may_be_the_configured_ones_alone(kit: &Kit) {
     let tables =
         "[room]\ncreate = \"configured\"\n[rooms.games]\nmatch = \"game:*\"\ncreate = \"anyone\"";
-    check_with(
-        &Setup::tables(tables),
+    kit.check_with(
+        kit.tables(tables),
         r"
         alice > join lobby -> error forbidden
         alice in game:chess
@@ -158,10 +149,9 @@ async fn rooms_may_be_the_configured_ones_alone() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_in_so_many_rooms() {
-    check_with(
-        &Setup::tables("[limits]\nrooms_per_session = 2"),
+pub(crate) async fn a_session_is_in_so_many_rooms(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[limits]\nrooms_per_session = 2"),
         r"
         alice in one
         alice in two
@@ -174,10 +164,9 @@ async fn a_session_is_in_so_many_rooms() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_has_so_many_members() {
-    check_with(
-        &Setup::tables("[room]\nmembers = 1"),
+pub(crate) async fn a_room_has_so_many_members(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[room]\nmembers = 1"),
         r"
         alice in lobby
         bob > join lobby -> error too_many member
@@ -188,10 +177,9 @@ async fn a_room_has_so_many_members() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn at_the_cap_an_empty_room_makes_way_and_one_in_use_does_not() {
-    check_with(
-        &Setup::tables("[limits]\nrooms = 1"),
+pub(crate) async fn at_the_cap_an_empty_room_makes_way_and_one_in_use_does_not(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[limits]\nrooms = 1"),
         r"
         alice in lobby
         bob > join games -> error too_many room
@@ -202,10 +190,9 @@ async fn at_the_cap_an_empty_room_makes_way_and_one_in_use_does_not() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn new_rooms_have_a_rate() {
-    check_with(
-        &Setup::tables("[limits]\nroom_creations = { rate = 1, per = \"1h\", burst = 2 }"),
+pub(crate) async fn new_rooms_have_a_rate(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[limits]\nroom_creations = { rate = 1, per = \"1h\", burst = 2 }"),
         r#"
         alice in one
         alice in two
@@ -216,10 +203,9 @@ async fn new_rooms_have_a_rate() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn users_come_in_pages_in_order_of_name() {
-    check_with(
-        &Setup::tables("[room]\nusers_in_init = 1"),
+pub(crate) async fn users_come_in_pages_in_order_of_name(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[room]\nusers_in_init = 1"),
         r#"
         carol, alice, bob in lobby
         bob > join lobby -> {"type":"init","users":["alice"],"count":3}
@@ -235,13 +221,12 @@ async fn users_come_in_pages_in_order_of_name() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn members_agree_on_the_epoch() {
-    let server = Setup::default().start().await;
+pub(crate) async fn members_agree_on_the_epoch(kit: &Kit) {
+    let server = kit.setup().start().await;
     let mut epochs = Vec::new();
     let mut members = Vec::new();
-    for over in Over::ALL {
-        let mut member = Client::login(server.addr(over), over, over.table()).await;
+    for over in kit.all() {
+        let mut member = server.login(over, over).await;
         epochs.push(
             member.enter("lobby").await["epoch"]
                 .as_str()
@@ -254,9 +239,8 @@ async fn members_agree_on_the_epoch() {
     assert_eq!(epochs.len(), 1, "{epochs:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_empty_room_lingers_with_its_numbering() {
-    check(
+pub(crate) async fn an_empty_room_lingers_with_its_numbering(kit: &Kit) {
+    kit.check(
         r#"
         alice in lobby
         alice > leave lobby
@@ -266,11 +250,10 @@ async fn an_empty_room_lingers_with_its_numbering() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_that_does_not_linger_begins_anew_under_another_epoch() {
-    for over in Over::ALL {
-        let server = Setup::tables("[room]\nlinger = \"0s\"").start().await;
-        let mut alice = Client::login(server.addr(over), over, "alice").await;
+pub(crate) async fn a_room_that_does_not_linger_begins_anew_under_another_epoch(kit: &Kit) {
+    for over in kit.all() {
+        let server = kit.tables("[room]\nlinger = \"0s\"").start().await;
+        let mut alice = server.login(over, "alice").await;
         let first = alice.enter("lobby").await;
         // Empty rooms are given up by a sweep, which may be a moment away.
         let second = eventually("a new beginning", async || {
@@ -287,9 +270,8 @@ async fn a_room_that_does_not_linger_begins_anew_under_another_epoch() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_recovered_yet_and_the_answer_says_so() {
-    check(
+pub(crate) async fn nothing_is_recovered_yet_and_the_answer_says_so(kit: &Kit) {
+    kit.check(
         r#"
         alice in lobby
         alice > say lobby one

@@ -21,71 +21,29 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Addresses, Client, Over, Setup};
+use crate::{Client, PATIENCE, Server};
 
-/// Who comes over what: the first, second and third user of a script, and round again.
-pub(crate) const MIXES: [[Over; 3]; 6] = [
-    [Over::Tcp; 3],
-    [Over::WebSocket; 3],
-    [Over::Polling; 3],
-    [Over::Tcp, Over::WebSocket, Over::Polling],
-    [Over::WebSocket, Over::Polling, Over::Tcp],
-    [Over::Polling, Over::Tcp, Over::WebSocket],
-];
-
-/// Mixes of those that keep a connection open.
-pub(crate) const PUSH_MIXES: [[Over; 3]; 2] = [
-    [Over::Tcp, Over::WebSocket, Over::Tcp],
-    [Over::WebSocket, Over::Tcp, Over::WebSocket],
-];
-
-/// Plays `script` over every mix, each on a server of its own with default limits.
-pub(crate) async fn check(script: &str) {
-    check_with(&Setup::default(), script).await;
-}
-
-/// Plays `script` over every mix, each on a server of its own.
-pub(crate) async fn check_with(setup: &Setup, script: &str) {
-    check_on(setup, &MIXES, script).await;
-}
-
-/// Plays `script` over these mixes alone. The log makes no difference that anybody sees: each is played once over the
-/// embedded one and once over one that is late, repeats and shuffles.
-pub(crate) async fn check_on(setup: &Setup, mixes: &[[Over; 3]], script: &str) {
-    for mix in mixes {
-        let server = setup.start().await;
-        play(&server, mix, script).await;
-        drop(server);
-        let server = setup.start_late().await;
-        play(&server, mix, script).await;
-        drop(server);
-    }
-}
-
-/// Plays `script` once.
-pub(crate) async fn play(server: &impl Addresses, mix: &[Over; 3], script: &str) {
+/// Plays `script` once. The users come over the transports with these names: the first, the second, … and round again.
+pub(crate) async fn play(server: &Server, mix: &[String], script: &str) {
     let mut stage = Stage {
         server,
         mix,
         cast: BTreeMap::new(),
     };
-    for step in script
-        .lines()
-        .map(str::trim)
-        .filter(|step| !step.is_empty())
-    {
-        eprintln!("{mix:?}: {step}");
+    let steps = script.lines().map(str::trim);
+    for step in steps.filter(|step| !step.is_empty()) {
+        eprintln!("{}: {step}", mix.join(", "));
         stage.step(step).await;
     }
 }
 
-struct Stage<'a, A> {
-    server: &'a A,
-    mix: &'a [Over; 3],
+struct Stage<'a> {
+    server: &'a Server,
+    mix: &'a [String],
     cast: BTreeMap<String, Client>,
 }
 
-impl<A: Addresses> Stage<'_, A> {
+impl Stage<'_> {
     async fn step(&mut self, step: &str) {
         if let Some((who, room)) = step
             .split_once(" in ")
@@ -108,8 +66,8 @@ impl<A: Addresses> Stage<'_, A> {
 
     async fn actor(&mut self, who: &str, log_in: bool) -> &mut Client {
         if !self.cast.contains_key(who) {
-            let over = self.mix[self.cast.len() % self.mix.len()];
-            let mut client = Client::connect(self.server.of(over), over, who).await;
+            let over = &self.mix[self.cast.len() % self.mix.len()];
+            let mut client = self.server.connect(over, who).await;
             if log_in {
                 client.log_in(json!({"type": "login", "user": who})).await;
             }
@@ -153,9 +111,7 @@ impl<A: Addresses> Stage<'_, A> {
                 serde_json::from_str(expected).unwrap_or_else(|error| panic!("{error}: {expected}"))
             }
         };
-        let event = client
-            .event_within(&expected.to_string(), super::PATIENCE)
-            .await;
+        let event = client.event_within(&expected.to_string(), PATIENCE).await;
         assert!(
             includes(&event, &expected),
             "{who} expected {expected}, got {event}"
@@ -243,8 +199,10 @@ fn meets(who: &str, object: &Value, expected: &str) {
     }
 }
 
-/// Whether `actual` has everything that `expected` names.
-pub(crate) fn includes(actual: &Value, expected: &Value) -> bool {
+/// Whether `actual` has everything that `expected` names. In `expected`, `"*"` is anything that is there and `"-"` is
+/// nothing.
+#[must_use]
+pub fn includes(actual: &Value, expected: &Value) -> bool {
     match (actual, expected) {
         (_, Value::String(any)) if any == "*" => !actual.is_null(),
         (Value::Object(actual), Value::Object(expected)) => expected.iter().all(|(key, value)| {

@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Over, Setup, check, check_with, code};
+use crate::{Kit, code};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_reaches_every_member_and_its_sender() {
-    check(
+pub(crate) async fn a_message_reaches_every_member_and_its_sender(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob, carol in lobby
         alice > {"type":"send","room":"lobby","text":"hi"} -> {"type":"sent","room":"lobby","seq":4,"at":"*"}
@@ -22,13 +21,12 @@ async fn a_message_reaches_every_member_and_its_sender() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_answer_and_the_event_carry_the_same_number_and_time() {
-    let server = Setup::default().start().await;
-    for over in Over::ALL {
-        let mut alice = Client::login(server.addr(over), over, "alice").await;
-        alice.enter(over.table()).await;
-        let sent = alice.say(over.table(), "hello").await;
+pub(crate) async fn the_answer_and_the_event_carry_the_same_number_and_time(kit: &Kit) {
+    let server = kit.setup().start().await;
+    for over in kit.all() {
+        let mut alice = server.login(over, "alice").await;
+        alice.enter(over).await;
+        let sent = alice.say(over, "hello").await;
         let own = alice.next_event().await;
         assert_eq!((&sent["seq"], &sent["at"]), (&own["seq"], &own["at"]));
         alice.command(json!({"type": "logout"})).await;
@@ -36,9 +34,8 @@ async fn the_answer_and_the_event_carry_the_same_number_and_time() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn data_is_any_json() {
-    check(
+pub(crate) async fn data_is_any_json(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > {"type":"send","room":"lobby","text":"a","data":{"color":"red","n":[1,2.5,-3e2,null,true,{}]}} -> sent
@@ -56,27 +53,8 @@ async fn data_is_any_json() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn raw_line_feeds_between_tokens_do_not_survive() {
-    let server = Setup::default().start().await;
-    let mut bob = Client::login(server.addr(Over::Tcp), Over::Tcp, "bob").await;
-    bob.enter("lobby").await;
-    for over in [Over::WebSocket, Over::Polling] {
-        let mut alice = Client::login(server.addr(over), over, over.table()).await;
-        alice.enter("lobby").await;
-        bob.events_until("the join", |event| event["type"] == "join")
-            .await;
-        let frame =
-            "{\r\n\"type\":\"send\",\n\"room\":\"lobby\",\"data\":{\n\"a\":\r\n[1,\n2]\n}\n}";
-        assert_eq!(alice.raw(frame).await["type"], "sent");
-        // A line feed in the frame would cut bob's object in two, and his reader would say so.
-        assert_eq!(bob.next_event().await["data"], json!({"a": [1, 2]}));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn unknown_fields_are_ignored() {
-    check(
+pub(crate) async fn unknown_fields_are_ignored(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > {"type":"send","room":"lobby","text":"hi","colour":"red","x":{"y":[]}} -> {"type":"sent","colour":"-"}
@@ -87,9 +65,8 @@ async fn unknown_fields_are_ignored() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn line_feeds_and_tabs_are_kept_and_other_controls_refused() {
-    check(
+pub(crate) async fn line_feeds_and_tabs_are_kept_and_other_controls_refused(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > {"type":"send","room":"lobby","text":"two\nlines\tand a tab"} -> sent
@@ -106,9 +83,8 @@ async fn line_feeds_and_tabs_are_kept_and_other_controls_refused() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_says_something() {
-    check(
+pub(crate) async fn a_message_says_something(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > {"type":"send","room":"lobby","text":""} -> error message_empty
@@ -120,11 +96,10 @@ async fn a_message_says_something() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn text_and_data_together_have_a_limit() {
+pub(crate) async fn text_and_data_together_have_a_limit(kit: &Kit) {
     let longest = "x".repeat(4096);
     let (text, data) = ("x".repeat(4000), "y".repeat(94));
-    check(&format!(
+    kit.check(&format!(
         r#"
         alice, bob in lobby
         alice > {{"type":"send","room":"lobby","text":"{longest}"}} -> sent
@@ -139,12 +114,11 @@ async fn text_and_data_together_have_a_limit() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_may_escape_html_and_says_so() {
+pub(crate) async fn a_room_may_escape_html_and_says_so(kit: &Kit) {
     let tables =
         "[rooms.web]\nmatch = \"web\"\nvalidators = [\"not_empty\", \"length\", \"html_escape\"]";
-    check_with(
-        &Setup::tables(tables),
+    kit.check_with(
+        kit.tables(tables),
         r#"
         alice > join web -> {"type":"init","escape":"html"}
         alice < join web alice
@@ -156,9 +130,8 @@ async fn a_room_may_escape_html_and_says_so() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_built_yet_is_refused_by_name() {
-    check(
+pub(crate) async fn what_is_not_built_yet_is_refused_by_name(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > {"type":"history","room":"lobby"} -> error bad_request yet
@@ -171,21 +144,21 @@ async fn what_is_not_built_yet_is_refused_by_name() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pipelined_commands_are_answered_in_order() {
-    let server = Setup::tables("[limits]\nsends = \"unlimited\"\ncommands = \"unlimited\"")
+pub(crate) async fn pipelined_commands_are_answered_in_order(kit: &Kit) {
+    let server = kit
+        .tables("[limits]\nsends = \"unlimited\"\ncommands = \"unlimited\"")
         .start()
         .await;
-    for over in Over::PUSH {
-        let mut alice = Client::login(server.addr(over), over, "alice").await;
-        alice.enter(over.table()).await;
+    for over in kit.push() {
+        let mut alice = server.login(over, "alice").await;
+        alice.enter(over).await;
         let mut asked = Vec::new();
         for n in 0..200 {
             let command = match n % 4 {
-                0 => json!({"type": "users", "room": over.table()}),
-                1 => json!({"type": "join", "room": over.table()}),
+                0 => json!({"type": "users", "room": over}),
+                1 => json!({"type": "join", "room": over}),
                 2 => json!({"type": "leave", "room": "nowhere"}),
-                _ => json!({"type": "send", "room": over.table(), "text": format!("{n}")}),
+                _ => json!({"type": "send", "room": over, "text": format!("{n}")}),
             };
             asked.push(alice.send_command(command).await);
         }
@@ -214,11 +187,10 @@ async fn pipelined_commands_are_answered_in_order() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn numbers_ids_and_texts_come_back_as_they_were_sent() {
-    let server = Setup::default().start().await;
-    for over in Over::ALL {
-        let mut alice = Client::login(server.addr(over), over, over.table()).await;
+pub(crate) async fn numbers_ids_and_texts_come_back_as_they_were_sent(kit: &Kit) {
+    let server = kit.setup().start().await;
+    for over in kit.all() {
+        let mut alice = server.login(over, over).await;
         for id in [0, 1, (1_u64 << 53) - 1] {
             let pong = alice.command(json!({"type": "ping", "id": id})).await;
             assert_eq!(pong, json!({"type": "pong", "id": id}));

@@ -1,54 +1,51 @@
-//! A client on any of the three transports, with the memory that the protocol asks of one: what it is in, which event
-//! comes next there, who is there.
+//! A client on any transport, with the memory that the protocol asks of one: what it is in, which event comes next there,
+//! who is there.
 //!
 //! It is strict. Whatever arrives is judged on arrival: numbered events without gap or repeat, no event of a room that
 //! it is not in, no raw line feed, every HTTP status as the table says.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt,
+    fmt, io,
     net::SocketAddr,
     time::Duration,
 };
 
-use futures_util::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
-};
+use async_trait::async_trait;
+use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::AsyncWriteExt,
     sync::mpsc,
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{
-        Message,
-        protocol::frame::{
-            Frame,
-            coding::{Data, OpCode},
-        },
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
     },
 };
 
-use super::{Http, Over, PATIENCE, Request, Roster, Seeded};
+use crate::{
+    Closed, Delivery, Hear, Heard, Http, Link, Over, PATIENCE, Request, Seeded, link::Wire,
+    roster::Roster, script::includes,
+};
 
 /// Objects that wait between a client's reader and its test.
 const FEED: usize = 1 << 16;
 /// The type of what a reader puts last, when its connection or session is over.
-const CLOSED: &str = "#closed";
+pub(crate) const CLOSED: &str = "#closed";
 
-pub(crate) struct Client {
+/// One client. Whatever goes wrong with it panics, and says what it had heard.
+pub struct Client {
     /// The user, once it is logged in; before, what the test calls it.
-    pub(crate) name: String,
-    pub(crate) over: Over,
-    link: Link,
+    pub name: String,
+    /// What it speaks over, for the text of a failure.
+    pub over: String,
+    wire: Wire,
+    delivery: Delivery,
     objects: mpsc::Receiver<Value>,
     feed: Option<mpsc::Sender<Value>>,
     inbox: VecDeque<Value>,
@@ -56,18 +53,17 @@ pub(crate) struct Client {
     next_id: u64,
     drops: Option<Seeded>,
     patience: Duration,
-    heard: Heard,
+    heard: History,
     readers: JoinSet<()>,
 }
 
-enum Link {
-    Line(OwnedWriteHalf),
-    Socket(SplitSink<WebSocketStream<TcpStream>, Message>),
-    Poll {
-        http: Http,
-        session: Option<String>,
-        answers: VecDeque<Value>,
-    },
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("name", &self.name)
+            .field("over", &self.over)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a client knows of a room it is in.
@@ -80,17 +76,15 @@ struct Room {
 }
 
 impl Client {
-    /// Connects and says nothing.
-    pub(crate) async fn connect(addr: SocketAddr, over: Over, name: &str) -> Self {
+    /// A client on `link`, which has said nothing yet; `over` and `name` are for the text of a failure.
+    #[must_use]
+    pub fn on(link: Link, over: &str, name: &str) -> Self {
         let (feed, objects) = mpsc::channel(FEED);
         let mut client = Self {
             name: name.to_owned(),
-            over,
-            link: Link::Poll {
-                http: Http::new(addr),
-                session: None,
-                answers: VecDeque::new(),
-            },
+            over: over.to_owned(),
+            wire: link.wire,
+            delivery: link.delivery,
             objects,
             feed: Some(feed),
             inbox: VecDeque::new(),
@@ -98,65 +92,64 @@ impl Client {
             next_id: 0,
             drops: None,
             patience: PATIENCE,
-            heard: Heard::default(),
+            heard: History::default(),
             readers: JoinSet::new(),
         };
-        match over {
-            Over::Polling => {}
-            Over::Tcp => {
-                let (read, write) = dial(addr).await.into_split();
-                client.link = Link::Line(write);
-                let feed = client.feed.take().expect("it was put there above");
-                client.readers.spawn(read_lines(read, feed));
-            }
-            Over::WebSocket => {
-                let upgrade = client_async(format!("ws://{addr}/v1/ws"), dial(addr).await);
-                let upgraded = timeout(PATIENCE, upgrade)
-                    .await
-                    .expect("the upgrade is answered");
-                let (write, read) = upgraded.expect("the server upgrades").0.split();
-                client.link = Link::Socket(write);
-                let feed = client.feed.take().expect("it was put there above");
-                client.readers.spawn(read_messages(read, feed));
-            }
+        if let Some(hear) = link.hear {
+            client.listen(hear);
         }
         client
     }
 
+    /// From now on what `hear` hears is what arrives.
+    fn listen(&mut self, hear: Box<dyn Hear>) {
+        let feed = self.feed.take().expect("a client has one reader");
+        self.readers.spawn(listen(hear, feed));
+    }
+
+    /// Connects to one of the kinds that chinwag has, and says nothing.
+    pub async fn connect(addr: SocketAddr, over: Over, name: &str) -> Self {
+        let link = timeout(PATIENCE, over.link(addr)).await;
+        let link = link
+            .expect("the server answers")
+            .expect("the server listens");
+        Self::on(link, &format!("{over:?}"), name)
+    }
+
     /// Connects and logs in as a guest.
-    pub(crate) async fn login(addr: SocketAddr, over: Over, name: &str) -> Self {
+    pub async fn login(addr: SocketAddr, over: Over, name: &str) -> Self {
         let mut client = Self::connect(addr, over, name).await;
         client.log_in(json!({"type": "login", "user": name})).await;
         client
     }
 
     /// Polls from now on lose about a third of their answers, after the server has sent them.
-    pub(crate) fn drop_answers(mut self, seed: u64) -> Self {
+    pub fn drop_answers(mut self, seed: u64) -> Self {
         self.drops = Some(Seeded(seed));
         self
     }
 
     /// From now on it waits six times as long, where the machine itself is the bottleneck.
-    pub(crate) fn patient(&mut self) -> &mut Self {
+    pub fn patient(&mut self) -> &mut Self {
         self.patience = PATIENCE * 6;
         self
     }
 
     /// Logs in with this object, which must succeed; gives the `session`.
-    pub(crate) async fn log_in(&mut self, login: Value) -> Value {
+    pub async fn log_in(&mut self, login: Value) -> Value {
         let session = self.try_log_in(login).await;
         assert_eq!(
             session["type"], "session",
-            "{} ({:?}) got {session}",
+            "{} ({}) got {session}",
             self.name, self.over
         );
         session
     }
 
     /// Logs in with this object; gives the `session` or the `error`.
-    pub(crate) async fn try_log_in(&mut self, login: Value) -> Value {
-        let answer = match &mut self.link {
-            Link::Poll {
+    pub async fn try_log_in(&mut self, login: Value) -> Value {
+        let answer = match &mut self.wire {
+            Wire::Poll {
                 http,
                 session: session @ None,
                 ..
@@ -175,10 +168,9 @@ impl Client {
                         .as_str()
                         .expect("a session has an id")
                         .to_owned();
-                    let feed = self.feed.take().expect("a client logs in once");
-                    self.readers
-                        .spawn(poll(http.addr(), id.clone(), self.drops.clone(), feed));
+                    let poll = Poll::new(http.another(), &id, self.drops.clone());
                     *session = Some(id);
+                    self.listen(Box::new(poll));
                 }
                 self.heard(&body);
                 body
@@ -192,13 +184,13 @@ impl Client {
     }
 
     /// Sends a command, under an `id` of its own where it has none, and gives its answer.
-    pub(crate) async fn command(&mut self, command: Value) -> Value {
+    pub async fn command(&mut self, command: Value) -> Value {
         let id = self.send_command(command).await;
         self.reply(id).await
     }
 
     /// Sends a command and does not wait; gives its `id`.
-    pub(crate) async fn send_command(&mut self, mut command: Value) -> u64 {
+    pub async fn send_command(&mut self, mut command: Value) -> u64 {
         let id = command["id"].as_u64().unwrap_or_else(|| {
             self.next_id += 1;
             self.next_id
@@ -209,7 +201,7 @@ impl Client {
     }
 
     /// Waits for the answer to the command `id`; events that come first stay for [`Self::next_event`].
-    pub(crate) async fn reply(&mut self, id: u64) -> Value {
+    pub async fn reply(&mut self, id: u64) -> Value {
         if let Some(answer) = self.polled_answer() {
             // Without a session, a request is refused before its body is looked at.
             assert!(
@@ -235,13 +227,13 @@ impl Client {
     }
 
     /// Sends a frame as it stands, be it a command or not, and gives the next object that is no event.
-    pub(crate) async fn raw(&mut self, frame: &str) -> Value {
+    pub async fn raw(&mut self, frame: &str) -> Value {
         self.write(frame).await;
         self.next_reply().await
     }
 
     /// The next object that is no event, whatever its `id`.
-    pub(crate) async fn next_reply(&mut self) -> Value {
+    pub async fn next_reply(&mut self) -> Value {
         if let Some(answer) = self.polled_answer() {
             return answer;
         }
@@ -263,12 +255,12 @@ impl Client {
     }
 
     /// The next event: of a room, or the end of the session.
-    pub(crate) async fn next_event(&mut self) -> Value {
+    pub async fn next_event(&mut self) -> Value {
         self.event_within("an event", PATIENCE).await
     }
 
     /// The next event, with a deadline of its own and `what` for the panic's text.
-    pub(crate) async fn event_within(&mut self, what: &str, patience: Duration) -> Value {
+    pub async fn event_within(&mut self, what: &str, patience: Duration) -> Value {
         let object = match self.inbox.pop_front() {
             Some(object) => object,
             None => self.arrival(what, patience).await,
@@ -282,7 +274,7 @@ impl Client {
     }
 
     /// The next event if there is one within `patience`.
-    pub(crate) async fn try_event(&mut self, patience: Duration) -> Option<Value> {
+    pub async fn try_event(&mut self, patience: Duration) -> Option<Value> {
         let deadline = Instant::now() + patience;
         while self.inbox.is_empty() {
             let object = timeout_at(deadline, self.objects.recv()).await.ok()??;
@@ -293,11 +285,7 @@ impl Client {
     }
 
     /// The events up to and with the first that `last` recognises.
-    pub(crate) async fn events_until(
-        &mut self,
-        what: &str,
-        last: impl Fn(&Value) -> bool,
-    ) -> Vec<Value> {
+    pub async fn events_until(&mut self, what: &str, last: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
             let event = self.event_within(what, PATIENCE).await;
@@ -315,23 +303,23 @@ impl Client {
     }
 
     /// Joins; gives the `init`.
-    pub(crate) async fn join(&mut self, room: &str) -> Value {
+    pub async fn join(&mut self, room: &str) -> Value {
         let init = self.command(json!({"type": "join", "room": room})).await;
         assert_eq!(
             init["type"], "init",
-            "{} ({:?}) got {init}",
+            "{} ({}) got {init}",
             self.name, self.over
         );
         init
     }
 
     /// Joins and takes its own join event, which must be the next one; gives the `init`.
-    pub(crate) async fn enter(&mut self, room: &str) -> Value {
+    pub async fn enter(&mut self, room: &str) -> Value {
         let init = self.join(room).await;
         let own = self.next_event().await;
         let expected = json!({"type": "join", "room": room, "user": self.name});
         assert!(
-            super::includes(&own, &expected),
+            includes(&own, &expected),
             "{} expected its own join, got {own}",
             self.name
         );
@@ -339,30 +327,30 @@ impl Client {
     }
 
     /// Sends a message; gives the `sent`.
-    pub(crate) async fn say(&mut self, room: &str, text: &str) -> Value {
+    pub async fn say(&mut self, room: &str, text: &str) -> Value {
         let sent = self
             .command(json!({"type": "send", "room": room, "text": text}))
             .await;
         assert_eq!(
             sent["type"], "sent",
-            "{} ({:?}) got {sent}",
+            "{} ({}) got {sent}",
             self.name, self.over
         );
         sent
     }
 
     /// A `ping` that is answered: the session is alive.
-    pub(crate) async fn ping(&mut self) {
+    pub async fn ping(&mut self) {
         let pong = self.command(json!({"type": "ping"})).await;
         assert_eq!(
             pong["type"], "pong",
-            "{} ({:?}) got {pong}",
+            "{} ({}) got {pong}",
             self.name, self.over
         );
     }
 
     /// The session ends with a `bye` of this code, after which the connection is closed as the table says.
-    pub(crate) async fn expect_bye(&mut self, code: &str) -> Value {
+    pub async fn expect_bye(&mut self, code: &str) -> Value {
         let bye = self.event_within(&format!("bye {code}"), PATIENCE).await;
         assert_eq!(
             (&bye["type"], &bye["code"]),
@@ -381,7 +369,7 @@ impl Client {
     }
 
     /// Answers and events are passed over until the session ends with this code.
-    pub(crate) async fn drain_to_bye(&mut self, code: &str) {
+    pub async fn drain_to_bye(&mut self, code: &str) {
         loop {
             let object = match self.inbox.pop_front() {
                 Some(object) => object,
@@ -396,11 +384,11 @@ impl Client {
     }
 
     /// The connection is closed, with the close code or the `end` that belongs to `code`.
-    pub(crate) async fn expect_closed(&mut self, code: &str) {
+    pub async fn expect_closed(&mut self, code: &str) {
         let mut closed = self
             .event_within(&format!("the close after {code}"), PATIENCE)
             .await;
-        if self.over == Over::Polling && closed["type"] == "bye" {
+        if self.is_pull() && closed["type"] == "bye" {
             // The answer to the command that ended the session was the first `bye`; the queue has its own.
             closed = self
                 .event_within(&format!("the close after {code}"), PATIENCE)
@@ -411,15 +399,20 @@ impl Client {
             "{}: something follows a bye: {closed}",
             self.name
         );
-        match self.over {
-            Over::Tcp => {}
-            Over::WebSocket => assert_eq!(closed["code"], closes_with(code).0, "{closed}"),
-            Over::Polling => assert_eq!(closed["end"], code, "{closed}"),
+        if !closed["code"].is_null() {
+            assert_eq!(closed["code"], closes_with(code).0, "{closed}");
+        }
+        if self.is_pull() || !closed["end"].is_null() {
+            assert_eq!(closed["end"], code, "{closed}");
         }
     }
 
+    fn is_pull(&self) -> bool {
+        self.delivery == Delivery::Pull
+    }
+
     /// The other end is gone, in whatever way and whatever it said first; gives what the reader saw last.
-    pub(crate) async fn gone(&mut self) -> Value {
+    pub async fn gone(&mut self) -> Value {
         loop {
             let object = match self.inbox.pop_front() {
                 Some(object) => object,
@@ -432,14 +425,9 @@ impl Client {
     }
 
     /// Writes one frame.
-    pub(crate) async fn write(&mut self, frame: &str) {
-        let written = match &mut self.link {
-            Link::Line(write) => write
-                .write_all(format!("{frame}\n").as_bytes())
-                .await
-                .is_ok(),
-            Link::Socket(write) => write.send(Message::text(frame)).await.is_ok(),
-            Link::Poll {
+    pub async fn write(&mut self, frame: &str) {
+        let written = match &mut self.wire {
+            Wire::Poll {
                 http,
                 session,
                 answers,
@@ -455,56 +443,56 @@ impl Client {
                 answers.push_back(body);
                 true
             }
+            wire => wire.speak(frame).await.is_ok(),
         };
         if !written {
             // The server may close first; what it said before is for the reader to tell.
-            eprintln!(
-                "{} ({:?}) could not write {frame:.100}",
-                self.name, self.over
-            );
+            eprintln!("{} ({}) could not write {frame:.100}", self.name, self.over);
         }
     }
 
-    /// Writes bytes as they are, where the transport has a stream of its own.
-    pub(crate) async fn write_bytes(&mut self, bytes: &[u8]) {
-        match &mut self.link {
-            Link::Line(write) => write.write_all(bytes).await.expect("the server reads"),
-            _ => panic!("raw bytes are for TCP"),
+    /// Writes bytes as they are, where the link is [lines](Link::lines).
+    pub async fn write_bytes(&mut self, bytes: &[u8]) {
+        match &mut self.wire {
+            Wire::Lines(write) => {
+                write.write_all(bytes).await.expect("the server reads");
+                write.flush().await.expect("the server reads");
+            }
+            _ => panic!("{} has no stream of its own", self.name),
         }
     }
 
-    /// Sends a WebSocket message of any kind.
-    pub(crate) async fn send_message(&mut self, message: Message) {
-        match &mut self.link {
-            Link::Socket(write) => write.send(message).await.expect("the server reads"),
-            _ => panic!("messages are for WebSocket"),
+    /// Sends a WebSocket message of any kind, where the link is a [WebSocket](Link::websocket).
+    pub async fn send_message(&mut self, message: Message) {
+        match &mut self.wire {
+            Wire::Socket(write) => write.send(message).await.expect("the server reads"),
+            _ => panic!("{} has no WebSocket", self.name),
         }
     }
 
     /// Sends a WebSocket text that is no UTF-8.
-    pub(crate) async fn break_the_rules(&mut self) {
+    pub async fn break_the_rules(&mut self) {
         let text = Frame::message(vec![b'"', 0xff, b'"'], OpCode::Data(Data::Text), true);
         self.send_message(Message::Frame(text)).await;
     }
 
     /// Closes in good order, as far as the transport has a way: a FIN, a close frame, nothing at all.
-    pub(crate) async fn close(&mut self) {
-        match &mut self.link {
-            Link::Line(write) => write.shutdown().await.expect("the server is there"),
-            Link::Socket(write) => write.close().await.expect("the server is there"),
-            Link::Poll { .. } => {}
-        }
+    ///
+    /// # Errors
+    /// The server is gone already.
+    pub async fn close(&mut self) -> io::Result<()> {
+        self.wire.hang_up().await
     }
 
     /// Is gone without a word: a reset on the wire, or simply no further poll.
-    pub(crate) fn vanish(self) {
+    pub fn vanish(self) {
         drop(self);
     }
 
     /// The id of a polling session.
-    pub(crate) fn session_id(&self) -> &str {
-        match &self.link {
-            Link::Poll {
+    pub fn session_id(&self) -> &str {
+        match &self.wire {
+            Wire::Poll {
                 session: Some(id), ..
             } => id,
             _ => panic!("{} has no polling session", self.name),
@@ -512,7 +500,7 @@ impl Client {
     }
 
     /// Fetches the pages of a room that its `init` left out.
-    pub(crate) async fn fetch_roster(&mut self, room: &str) {
+    pub async fn fetch_roster(&mut self, room: &str) {
         while let Some(after) = self.known(room).roster.more().map(str::to_owned) {
             let page = self
                 .command(json!({"type": "users", "room": room, "after": after}))
@@ -523,7 +511,7 @@ impl Client {
     }
 
     /// Who is in the room, as far as this client has heard.
-    pub(crate) fn roster(&self, room: &str) -> Vec<String> {
+    pub fn roster(&self, room: &str) -> Vec<String> {
         self.rooms[room].roster.names()
     }
 
@@ -535,7 +523,7 @@ impl Client {
     }
 
     fn polled_answer(&mut self) -> Option<Value> {
-        let Link::Poll { answers, .. } = &mut self.link else {
+        let Wire::Poll { answers, .. } = &mut self.wire else {
             return None;
         };
         let answer = answers.pop_front()?;
@@ -546,7 +534,7 @@ impl Client {
     async fn arrival(&mut self, what: &str, patience: Duration) -> Value {
         loop {
             let object = timeout(patience, self.objects.recv()).await;
-            let who = format!("{} ({:?})", self.name, self.over);
+            let who = format!("{} ({})", self.name, self.over);
             let object = object
                 .unwrap_or_else(|_| panic!("{who} waited {patience:?} for {what}{}", self.heard))
                 .unwrap_or_else(|| {
@@ -564,6 +552,7 @@ impl Client {
     /// Takes note of an object; `None` where the protocol says that a client drops it.
     fn judge(&mut self, object: Value) -> Option<Value> {
         self.heard(&object);
+        let is_pull = self.is_pull();
         let room = object["room"].as_str().unwrap_or_default();
         match object["type"].as_str().expect("every object has a type") {
             "init" => self.arrived(room, &object),
@@ -573,16 +562,11 @@ impl Client {
             "join" | "leave" | "message" | "presence" => {
                 let Some(known) = self.rooms.get_mut(room) else {
                     // Replies and events of a polling session travel apart: these were queued before the `left`.
-                    assert_eq!(
-                        self.over,
-                        Over::Polling,
-                        "not in the room of {object}{}",
-                        self.heard
-                    );
+                    assert!(is_pull, "not in the room of {object}{}", self.heard);
                     return None;
                 };
                 if let Some(seq) = object["seq"].as_u64() {
-                    if seq <= known.seq && self.over == Over::Polling {
+                    if seq <= known.seq && is_pull {
                         return None;
                     }
                     assert_eq!(
@@ -608,10 +592,11 @@ impl Client {
             .to_owned();
         let seq = init["seq"].as_u64().expect("init has a seq");
         let roster = Roster::new(init);
+        let is_pull = self.is_pull();
         match self.rooms.get_mut(room) {
             // A fresh one for a member: a pushed one stands exactly where the events stand.
             Some(known) if known.epoch == epoch => {
-                if self.over != Over::Polling {
+                if !is_pull {
                     assert_eq!(
                         seq, known.seq,
                         "{} has had {} when {init} came",
@@ -638,9 +623,9 @@ impl Client {
 
 /// The last objects that a client received, for the text of a failure.
 #[derive(Default)]
-struct Heard(VecDeque<String>);
+struct History(VecDeque<String>);
 
-impl fmt::Display for Heard {
+impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("; it had heard:")?;
         self.0
@@ -649,81 +634,58 @@ impl fmt::Display for Heard {
     }
 }
 
-async fn dial(addr: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(addr).await.expect("the server listens");
-    // A dropped client resets its connection, as one does whose machine is gone.
-    stream.set_zero_linger().expect("a socket option");
-    stream.set_nodelay(true).expect("a socket option");
-    stream
-}
-
-async fn read_lines(read: OwnedReadHalf, feed: mpsc::Sender<Value>) {
-    let mut read = BufReader::new(read);
+/// Passes on what is heard, and at last how it ended.
+async fn listen(mut hear: Box<dyn Hear>, feed: mpsc::Sender<Value>) {
     loop {
-        let mut line = Vec::new();
-        let how = match read.read_until(b'\n', &mut line).await {
-            Ok(0) => "eof",
-            Err(_) => "reset",
-            Ok(_) => {
-                assert_eq!(
-                    line.pop(),
-                    Some(b'\n'),
-                    "half a line: {}",
-                    String::from_utf8_lossy(&line)
-                );
-                feed.send(parse(&line)).await.ok();
-                continue;
+        match hear.hear().await {
+            Heard::Object(object) => feed.send(parse(&object)).await.ok(),
+            Heard::Closed(closed) => {
+                feed.send(closed.into_value()).await.ok();
+                return;
             }
         };
-        feed.send(json!({"type": CLOSED, "how": how})).await.ok();
-        return;
     }
-}
-
-async fn read_messages(
-    mut read: SplitStream<WebSocketStream<TcpStream>>,
-    feed: mpsc::Sender<Value>,
-) {
-    let mut code = Value::Null;
-    while let Some(Ok(message)) = read.next().await {
-        match message {
-            Message::Text(text) => {
-                feed.send(parse(text.as_bytes())).await.ok();
-            }
-            Message::Close(frame) => {
-                code = frame.map_or(1005, |frame| u16::from(frame.code)).into()
-            }
-            // The library answers pings by itself.
-            Message::Ping(_) | Message::Pong(_) => {}
-            other => panic!("the server sent {other:?}"),
-        }
-    }
-    feed.send(json!({"type": CLOSED, "code": code})).await.ok();
 }
 
 /// Polls as the protocol asks of a client: acknowledges what it has, and asks again for what got lost.
-async fn poll(
-    addr: SocketAddr,
+struct Poll {
+    http: Http,
     session: String,
-    mut drops: Option<Seeded>,
-    feed: mpsc::Sender<Value>,
-) {
-    let mut http = Http::new(addr);
-    let mut ack = 0;
-    let mut lost: Vec<Value> = Vec::new();
-    loop {
+    drops: Option<Seeded>,
+    ack: u64,
+    /// Events of an answer that got lost: the next one begins with them.
+    lost: Vec<Value>,
+    /// Events of the last answer that were not handed on yet.
+    events: VecDeque<Value>,
+    is_stopping: bool,
+}
+
+impl Poll {
+    fn new(http: Http, session: &str, drops: Option<Seeded>) -> Self {
+        Self {
+            http,
+            session: session.to_owned(),
+            drops,
+            ack: 0,
+            lost: Vec::new(),
+            events: VecDeque::new(),
+            is_stopping: false,
+        }
+    }
+
+    /// Asks once; gives the word of the end if that was it.
+    async fn ask(&mut self) -> Option<Value> {
+        let ack = self.ack;
         let target = format!("/v1/events?ack={ack}&wait=20");
-        let request = Request::new("GET", &target).bearer(&session);
-        let answer = http
+        let request = Request::new("GET", &target).bearer(&self.session);
+        let answer = self
+            .http
             .ask_within(&request, Duration::from_secs(20) + PATIENCE)
             .await;
         let body = answer.json();
         if answer.status == 401 {
             assert_eq!(body["code"], "session_expired", "{body}");
-            feed.send(json!({"type": CLOSED, "end": body["end"]}))
-                .await
-                .ok();
-            return;
+            return Some(body["end"].clone());
         }
         assert_eq!(answer.status, 200, "{body}");
         assert_ne!(
@@ -731,10 +693,8 @@ async fn poll(
             "there is one poll of a session here: {body}"
         );
         let events = body["events"].as_array().expect("an answer has events");
-        let (first, next) = (
-            body["first"].as_u64().unwrap(),
-            body["next"].as_u64().unwrap(),
-        );
+        let number = |key: &str| body[key].as_u64().expect("an answer is numbered");
+        let (first, next) = (number("first"), number("next"));
         assert_eq!(
             next - first,
             events.len() as u64,
@@ -742,27 +702,43 @@ async fn poll(
         );
         assert_eq!(first, ack.max(1), "the oldest that is kept comes first");
         assert!(
-            events.starts_with(&lost),
-            "asked again, and got something else: {lost:?}, {events:?}"
+            events.starts_with(&self.lost),
+            "asked again, and got something else: {:?}, {events:?}",
+            self.lost
         );
-        lost.clear();
-        if !events.is_empty() && drops.as_mut().is_some_and(|drops| drops.percent(30)) {
-            lost.clone_from(events);
-            continue;
+        self.lost.clear();
+        let drops = self.drops.as_mut();
+        if !events.is_empty() && drops.is_some_and(|drops| drops.percent(30)) {
+            self.lost.clone_from(events);
+            return None;
         }
-        for event in events {
-            feed.send(event.clone()).await.ok();
-        }
-        ack = next;
-        if events
-            .last()
-            .is_some_and(|last| last["code"] == "shutting_down")
-        {
-            // Nobody may be left to ask again.
-            feed.send(json!({"type": CLOSED, "end": "shutting_down"}))
-                .await
-                .ok();
-            return;
+        self.events.extend(events.iter().cloned());
+        self.ack = next;
+        // Nobody may be left to ask again.
+        let last = events.last();
+        self.is_stopping = last.is_some_and(|last| last["code"] == "shutting_down");
+        None
+    }
+}
+
+#[async_trait]
+impl Hear for Poll {
+    async fn hear(&mut self) -> Heard {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Heard::Object(event.to_string().into_bytes());
+            }
+            let end = if self.is_stopping {
+                Some(json!("shutting_down"))
+            } else {
+                self.ask().await
+            };
+            if let Some(end) = end {
+                return Heard::Closed(Closed {
+                    word: end.as_str().map(str::to_owned),
+                    ..Closed::default()
+                });
+            }
         }
     }
 }
@@ -779,7 +755,7 @@ fn parse(frame: &[u8]) -> Value {
 /// Whether an object comes of itself, not as the answer to a command.
 fn is_event(object: &Value) -> bool {
     match object["type"].as_str().unwrap_or_default() {
-        "join" | "leave" | "message" | "presence" | "signal" | "bye" | CLOSED => true,
+        "join" | "leave" | "message" | "presence" | "signal" | "system" | "bye" | CLOSED => true,
         "left" => !object["reason"].is_null(),
         _ => false,
     }

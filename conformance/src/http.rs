@@ -1,7 +1,8 @@
 //! A small HTTP/1.1 client by hand: the tests need every byte of a request under their control, also the wrong ones.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,26 +10,40 @@ use tokio::{
     time::timeout,
 };
 
-use super::PATIENCE;
+use crate::{Dial, PATIENCE, Stream};
 
 /// One keep-alive connection, opened again where the server has closed it between two requests.
-pub(crate) struct Http {
-    addr: SocketAddr,
-    stream: Option<TcpStream>,
+pub struct Http {
+    dial: Dial,
+    stream: Option<Stream>,
     unread: Vec<u8>,
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http")
+            .field("is_open", &self.stream.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A whole answer.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
+pub struct Answer {
+    /// The status.
+    pub status: u16,
     headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
+    /// The body, with its chunks put together; compressed where the answer says so.
+    pub body: Vec<u8>,
 }
 
 impl Answer {
     /// The only value of a header, if there is one.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    ///
+    /// # Panics
+    /// If there is more than one.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self
             .headers
             .iter()
@@ -43,7 +58,11 @@ impl Answer {
     }
 
     /// The body, which is always an object.
-    pub(crate) fn json(&self) -> Value {
+    ///
+    /// # Panics
+    /// If it is no JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| {
             panic!(
                 "{error} in a body of status {}: {:?}",
@@ -53,12 +72,15 @@ impl Answer {
         })
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// `status code`, or the bare status where the body is no error.
-    pub(crate) fn verdict(&self) -> String {
+    #[must_use]
+    pub fn verdict(&self) -> String {
         let code = serde_json::from_slice::<Value>(&self.body).ok();
         match code.as_ref().and_then(|body| body["code"].as_str()) {
             Some(code) => format!("{} {code}", self.status),
@@ -68,70 +90,114 @@ impl Answer {
 }
 
 /// A request line, its header fields and a body, as they will be written.
-#[derive(Clone)]
-pub(crate) struct Request {
+#[derive(Debug, Clone)]
+pub struct Request {
     head: String,
     body: Vec<u8>,
 }
 
 impl Request {
     /// Without any header field, not even `Host`.
-    pub(crate) fn bare(method: &str, target: &str) -> Self {
+    #[must_use]
+    pub fn bare(method: &str, target: &str) -> Self {
         Self {
             head: format!("{method} {target} HTTP/1.1\r\n"),
             body: Vec::new(),
         }
     }
 
-    pub(crate) fn new(method: &str, target: &str) -> Self {
+    /// With the host `localhost` and nothing else.
+    #[must_use]
+    pub fn new(method: &str, target: &str) -> Self {
         Self::bare(method, target).header("Host", "localhost")
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+    /// Adds a header field.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
         self.head += &format!("{name}: {value}\r\n");
         self
     }
 
-    pub(crate) fn bearer(self, id: &str) -> Self {
+    /// Adds `Authorization: Bearer`.
+    #[must_use]
+    pub fn bearer(self, id: &str) -> Self {
         self.header("Authorization", &format!("Bearer {id}"))
     }
 
-    pub(crate) fn json(self, body: impl ToString) -> Self {
+    /// Adds a body that is called JSON, whether it is or not.
+    #[must_use]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a body is often made on the spot"
+    )]
+    pub fn json(self, body: impl ToString) -> Self {
         self.header("Content-Type", "application/json")
             .body(body.to_string())
     }
 
-    pub(crate) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+    /// Adds a body with its length.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         let length = self.body.len().to_string();
         self.header("Content-Length", &length)
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    /// What goes out.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
         [self.head.as_bytes(), b"\r\n", &self.body].concat()
     }
 }
 
 impl Http {
-    pub(crate) fn new(addr: SocketAddr) -> Self {
+    /// To that address, in plain text.
+    #[must_use]
+    pub fn new(addr: SocketAddr) -> Self {
+        Self::on(Arc::new(move || {
+            async move { Ok(Box::new(TcpStream::connect(addr).await?) as Stream) }.boxed()
+        }))
+    }
+
+    /// Over streams that `dial` opens.
+    #[must_use]
+    pub fn on(dial: Dial) -> Self {
         Self {
-            addr,
+            dial,
             stream: None,
             unread: Vec::new(),
         }
     }
 
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
+    /// Connects already now.
+    ///
+    /// # Errors
+    /// The server does not listen.
+    pub async fn open(&mut self) -> io::Result<()> {
+        self.stream = Some((self.dial)().await?);
+        Ok(())
+    }
+
+    /// A connection of its own to the same server.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::on(Arc::clone(&self.dial))
     }
 
     /// Writes `request` and reads the whole answer.
-    pub(crate) async fn ask(&mut self, request: &Request) -> Answer {
+    ///
+    /// # Panics
+    /// If there is none within [`PATIENCE`].
+    pub async fn ask(&mut self, request: &Request) -> Answer {
         self.ask_within(request, PATIENCE).await
     }
 
     /// The same with a deadline of its own, for polls that are held.
-    pub(crate) async fn ask_within(&mut self, request: &Request, patience: Duration) -> Answer {
+    ///
+    /// # Panics
+    /// If there is no answer within `patience`.
+    pub async fn ask_within(&mut self, request: &Request, patience: Duration) -> Answer {
         let what = request.head.lines().next().unwrap_or_default().to_owned();
         timeout(patience, async {
             self.write(&request.bytes()).await;
@@ -144,28 +210,36 @@ impl Http {
     }
 
     /// Writes bytes as they are, over a new connection if the server has closed the present one.
-    pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let stale = self.stream.as_ref().is_none_or(|stream| {
-            let mut byte = [0];
-            matches!(stream.try_read(&mut byte), Ok(0))
+    ///
+    /// # Panics
+    /// If the server does not listen.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        let unread = &mut self.unread;
+        let is_open = self.stream.as_mut().is_some_and(|stream| {
+            // A look, not a wait.
+            let read = stream.read_buf(unread).now_or_never();
+            !matches!(read, Some(Ok(0) | Err(_)))
         });
-        if stale {
+        if !is_open {
             self.unread.clear();
-            self.stream = Some(
-                TcpStream::connect(self.addr)
-                    .await
-                    .expect("the server listens"),
-            );
+            self.open().await.expect("the server listens");
         }
         let stream = self.stream.as_mut().expect("it was opened above");
         // A server that has answered already may stop reading: the answer is what counts then.
-        if stream.write_all(bytes).await.is_err() {
+        let written = async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        };
+        if written.await.is_err() {
             eprintln!("The server did not read a whole request.");
         }
     }
 
     /// Reads one answer; `None` where the connection ends before its first byte.
-    pub(crate) async fn answer(&mut self) -> Option<Answer> {
+    ///
+    /// # Panics
+    /// If what comes is no answer of HTTP, or breaks off.
+    pub async fn answer(&mut self) -> Option<Answer> {
         let head = loop {
             if let Some(end) = find(&self.unread, b"\r\n\r\n") {
                 break self.unread.drain(..end + 4).collect::<Vec<u8>>();

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Client, Over, Setup, check_with};
+use crate::{Client, Kit, PATIENCE};
 
 const BATCHED: &str = "[room]\npresence = \"batched\"\npresence_interval = \"50ms\"";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn batched_presence_is_told_once_per_interval_outside_of_the_numbering() {
-    check_with(
-        &Setup::tables(BATCHED),
+pub(crate) async fn batched_presence_is_told_once_per_interval_outside_of_the_numbering(kit: &Kit) {
+    kit.check_with(
+        kit.tables(BATCHED),
         r#"
         alice > join lobby -> {"type":"init","presence":"batched","users":[],"count":0,"seq":0,"rev":0}
         alice < {"type":"presence","room":"lobby","at":"*","rev":1,"joined":["alice"],"count":1,"seq":"-"}
@@ -29,10 +28,9 @@ async fn batched_presence_is_told_once_per_interval_outside_of_the_numbering() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn presence_may_be_off() {
-    check_with(
-        &Setup::tables("[room]\npresence = \"off\"\npresence_interval = \"50ms\""),
+pub(crate) async fn presence_may_be_off(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[room]\npresence = \"off\"\npresence_interval = \"50ms\""),
         r#"
         alice > join lobby -> {"type":"init","presence":"off","count":0,"seq":0}
         alice < {"type":"presence","room":"lobby","count":1,"joined":"-","left":"-"}
@@ -49,18 +47,19 @@ async fn presence_may_be_off() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_comes_and_goes_within_an_interval_is_named_by_the_state_at_its_end() {
+pub(crate) async fn who_comes_and_goes_within_an_interval_is_named_by_the_state_at_its_end(
+    kit: &Kit,
+) {
     let long = "[room]\npresence = \"batched\"\npresence_interval = \"700ms\"";
-    let server = Setup::tables(long).start().await;
-    for over in Over::ALL {
-        let room = over.table();
-        let mut alice = Client::login(server.addr(over), over, "alice").await;
+    let server = kit.tables(long).start().await;
+    for over in kit.all() {
+        let room = over;
+        let mut alice = server.login(over, "alice").await;
         alice.join(room).await;
         alice
             .events_until("its own presence", |event| event["count"] == 1)
             .await;
-        let mut bob = Client::login(server.addr(over), over, "bob").await;
+        let mut bob = server.login(over, "bob").await;
         bob.join(room).await;
         bob.command(json!({"type": "leave", "room": room})).await;
         // The interval may end between the two; then there are two objects, and the last one says the same.
@@ -76,15 +75,16 @@ async fn who_comes_and_goes_within_an_interval_is_named_by_the_state_at_its_end(
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_room_that_grows_turns_to_batches_and_back_at_half() {
+pub(crate) async fn a_room_that_grows_turns_to_batches_and_back_at_half(kit: &Kit) {
     let room = "[room]\npresence_auto_batch = 4\npresence_interval = \"50ms\"";
-    let server = Setup::tables(room).start().await;
+    let server = kit.tables(room).start().await;
     let mut members = Vec::new();
     let mut forms = Vec::new();
-    let over = |n: usize| Over::ALL[n % 3];
+    let ways: Vec<&str> = kit.all().collect();
     for n in 0..8 {
-        let mut member = Client::login(server.addr(over(n)), over(n), &format!("user{n}")).await;
+        let mut member = server
+            .login(ways[n % ways.len()], &format!("user{n}"))
+            .await;
         let init = member.join("lobby").await;
         forms.push(init["presence"].as_str().unwrap().to_owned());
         members.push(member);
@@ -102,7 +102,7 @@ async fn a_room_that_grows_turns_to_batches_and_back_at_half() {
         assert_eq!(left["type"], "left");
     }
     settle(&mut members[0], &all[..2]).await;
-    let mut late = Client::login(server.addr(Over::Tcp), Over::Tcp, "late").await;
+    let mut late = server.login(ways[0], "late").await;
     assert_eq!(late.join("lobby").await["presence"], "each");
     let told = members[0]
         .events_until("the join", |event| event["type"] == "join")
@@ -113,7 +113,7 @@ async fn a_room_that_grows_turns_to_batches_and_back_at_half() {
 
 /// Takes events until the roster is `expected`.
 async fn settle(client: &mut Client, expected: &[String]) {
-    let deadline = tokio::time::Instant::now() + crate::harness::PATIENCE;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while client.roster("lobby") != expected {
         let late = tokio::time::Instant::now() > deadline;
         assert!(

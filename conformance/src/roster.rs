@@ -9,7 +9,7 @@ use serde_json::Value;
 type Stamp = (u64, u64);
 
 /// The newest fact about each name wins, so that applying one late does no harm.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Roster {
     facts: BTreeMap<String, (Stamp, bool)>,
     form: Form,
@@ -26,6 +26,7 @@ enum Form {
 }
 
 impl Roster {
+    /// What an `init` tells.
     pub(crate) fn new(init: &Value) -> Self {
         let form = match init["presence"].as_str() {
             Some("each") => Form::Each,

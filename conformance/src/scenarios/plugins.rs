@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use chinwag::core::plugin::{
-    AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Draft,
-    Principal, Rejection, Validator, ValidatorConfig, Verdict,
+    AuthRequest, Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Denial,
+    Draft, Principal, Rejection, Validator, ValidatorConfig, ValidatorContext, Verdict,
 };
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::harness::{Client, Http, Over, Request, Server, Setup, code};
+use crate::{Kit, Server, code};
 
 /// An authenticator that does what the name of the user asks of it.
 #[derive(Deserialize)]
@@ -38,7 +38,8 @@ impl Authenticator for Moody {
             Some("slow") => std::future::pending().await,
             Some("denied") => Verdict::deny("for the test"),
             Some(user) if user == self.suspended => Verdict::Deny {
-                reason: "for the test",
+                denial: Denial::Other,
+                reason: "for the test".into(),
                 public: Some("This user is suspended.".into()),
             },
             Some(user) => Verdict::Allow(Principal::vouched(user)),
@@ -58,7 +59,7 @@ struct Words {
 impl ValidatorConfig for Words {
     const KIND: &'static str = "words";
 
-    fn build(self) -> Result<Arc<dyn Validator>, BuildError> {
+    fn build(self, _cx: ValidatorContext) -> Result<Arc<dyn Validator>, BuildError> {
         Ok(Arc::new(self))
     }
 }
@@ -79,23 +80,21 @@ impl Validator for Words {
     }
 }
 
-async fn start() -> Server {
+async fn start(kit: &Kit) -> Server {
     let tables = "[validators.manners]\nkind = \"words\"\nbanned = \"darn\"\ninstead = \"oh my\"\n\
                   [room]\nvalidators = [\"not_empty\", \"manners\", \"length\"]";
-    let setup =
-        Setup::authenticator("kind = \"moody\"\nsuspended = \"mallory\"\ntimeout = \"300ms\"")
-            .and(tables);
-    let plugins = chinwag::Plugins::builtin()
-        .authenticator::<Moody>()
-        .validator::<Words>();
-    Server::start(plugins, &setup.document(), setup.folder()).await
+    kit.setup()
+        .for_users_of("kind = \"moody\"\nsuspended = \"mallory\"\ntimeout = \"300ms\"")
+        .and(tables)
+        .plugins(|plugins| plugins.authenticator::<Moody>().validator::<Words>())
+        .start()
+        .await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_verdict_is_told_as_what_it_is() {
-    let server = start().await;
-    for over in Over::ALL {
-        let mut client = Client::connect(server.addr(over), over, "x").await;
+pub(crate) async fn a_verdict_is_told_as_what_it_is(kit: &Kit) {
+    let server = start(kit).await;
+    for over in kit.all() {
+        let mut client = server.connect(over, "x").await;
         for (user, expected) in [
             ("down", "unavailable"),
             ("slow", "unavailable"),
@@ -116,17 +115,14 @@ async fn a_verdict_is_told_as_what_it_is() {
             assert!(!said.contains("for the test"), "{error}");
         }
         // Nobody was wrong twice: an authenticator that is out of reach is never counted against the peer.
-        client
-            .log_in(json!({"type": "login", "user": over.table()}))
-            .await;
+        client.log_in(json!({"type": "login", "user": over})).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_never_uses_up_the_attempts() {
-    let server = start().await;
-    for over in Over::PUSH {
-        let mut client = Client::connect(server.addr(over), over, "x").await;
+pub(crate) async fn an_outage_never_uses_up_the_attempts(kit: &Kit) {
+    let server = start(kit).await;
+    for over in kit.push() {
+        let mut client = server.connect(over, "x").await;
         for _ in 0..20 {
             assert_eq!(
                 code(
@@ -137,31 +133,16 @@ async fn an_outage_never_uses_up_the_attempts() {
                 "unavailable"
             );
         }
-        client
-            .log_in(json!({"type": "login", "user": over.table()}))
-            .await;
+        client.log_in(json!({"type": "login", "user": over})).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_is_a_503_with_its_time() {
-    let server = start().await;
-    let login = Request::new("POST", "/v1/session").json(json!({"user": "down"}));
-    let answer = Http::new(server.addr(Over::Polling)).ask(&login).await;
-    assert_eq!(answer.verdict(), "503 unavailable");
-    assert_eq!(
-        (answer.header("retry-after"), &answer.json()["retry_ms"]),
-        (Some("3"), &3000.into())
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_validator_may_change_a_message_or_refuse_it() {
-    let server = start().await;
-    for over in Over::ALL {
-        let mut client = Client::login(server.addr(over), over, over.table()).await;
-        client.enter(over.table()).await;
-        let refused = json!({"type": "send", "room": over.table(), "text": "darn"});
+pub(crate) async fn a_validator_may_change_a_message_or_refuse_it(kit: &Kit) {
+    let server = start(kit).await;
+    for over in kit.all() {
+        let mut client = server.login(over, over).await;
+        client.enter(over).await;
+        let refused = json!({"type": "send", "room": over, "text": "darn"});
         let refused = client.command(refused).await;
         assert_eq!(code(&refused), "message_rejected");
         assert!(
@@ -171,7 +152,7 @@ async fn a_validator_may_change_a_message_or_refuse_it() {
                 .contains("is not said in"),
             "{refused}"
         );
-        client.say(over.table(), "darn it").await;
+        client.say(over, "darn it").await;
         assert_eq!(client.next_event().await["text"], "oh my it");
     }
 }

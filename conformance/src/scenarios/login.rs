@@ -2,26 +2,22 @@
 
 use serde_json::json;
 
-use crate::harness::{
-    Client, MIXES, Over, PUSH_MIXES, Setup, check, check_on, check_with, code, eventually,
-};
+use crate::{Kit, code, eventually};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_gets_a_session_with_the_limits_that_apply() {
-    check(
+pub(crate) async fn a_guest_gets_a_session_with_the_limits_that_apply(kit: &Kit) {
+    kit.check(
         r#"alice > login Alice -> {"type":"session","session":"*","user":"Alice","timeout_ms":30000,"ping_every_ms":15000,"resumed":false,"protocol":1,"limits":{"message_bytes":4096,"frame_bytes":16384,"server_frame_bytes":262144}}"#,
     )
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn session_ids_are_long_and_never_the_same() {
-    let server = Setup::default().start().await;
+pub(crate) async fn session_ids_are_long_and_never_the_same(kit: &Kit) {
+    let server = kit.setup().start().await;
     let mut ids = Vec::new();
-    for over in Over::ALL {
+    for over in kit.all() {
         for n in 0..3 {
-            let mut client = Client::connect(server.addr(over), over, "x").await;
-            let name = format!("{over:?}{n}");
+            let mut client = server.connect(over, "x").await;
+            let name = format!("{over}{n}");
             let session = client.log_in(json!({"type": "login", "user": name})).await;
             ids.push(session["session"].as_str().unwrap().to_owned());
         }
@@ -37,12 +33,11 @@ async fn session_ids_are_long_and_never_the_same() {
     );
     ids.sort();
     ids.dedup();
-    assert_eq!(ids.len(), 9);
+    assert_eq!(ids.len(), 3 * kit.all().count());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_log_in_comes_first() {
-    check(
+pub(crate) async fn the_log_in_comes_first(kit: &Kit) {
+    kit.check(
         r#"
         alice > connect
         alice > join lobby -> error not_logged_in
@@ -55,9 +50,7 @@ async fn the_log_in_comes_first() {
     )
     .await;
     // Without an id, a request is refused before its body is looked at: the rest is for connections.
-    check_on(
-        &Setup::default(),
-        &PUSH_MIXES,
+    kit.check_push(
         r#"
         alice > connect
         alice > {"type":"dance"} -> error unknown_type
@@ -68,10 +61,11 @@ async fn the_log_in_comes_first() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_breaks_the_rules_is_refused_and_another_one_may_be_tried() {
+pub(crate) async fn a_name_that_breaks_the_rules_is_refused_and_another_one_may_be_tried(
+    kit: &Kit,
+) {
     let long = "x".repeat(33);
-    check(&format!(
+    kit.check(&format!(
         r#"
         alice > {{"type":"login","user":""}} -> error name_invalid
         alice > {{"type":"login","user":"a b"}} -> error name_invalid
@@ -83,9 +77,8 @@ async fn a_name_that_breaks_the_rules_is_refused_and_another_one_may_be_tried() 
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_name_has_one_holder_whatever_its_case() {
-    check(
+pub(crate) async fn a_name_has_one_holder_whatever_its_case(kit: &Kit) {
+    kit.check(
         r"
         alice > login Alice
         bob > login aLICE -> error name_in_use
@@ -97,10 +90,9 @@ async fn a_name_has_one_holder_whatever_its_case() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn names_are_shown_in_the_configured_case() {
-    check_with(
-        &Setup::tables("[names]\nmin = 3\nmax = 12\ncase = \"capitalize\""),
+pub(crate) async fn names_are_shown_in_the_configured_case(kit: &Kit) {
+    kit.check_with(
+        kit.tables("[names]\nmin = 3\nmax = 12\ncase = \"capitalize\""),
         r#"
         alice > login al -> error name_invalid
         alice > login alICE -> {"type":"session","user":"Alice"}
@@ -112,11 +104,10 @@ async fn names_are_shown_in_the_configured_case() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn unicode_names_are_one_name_where_they_look_alike() {
+pub(crate) async fn unicode_names_are_one_name_where_they_look_alike(kit: &Kit) {
     // The second is the same word with a Cyrillic a, the third has a letter and a combining accent for the one letter.
-    check_with(
-        &Setup::tables("[names]\ncharset = \"unicode\""),
+    kit.check_with(
+        kit.tables("[names]\ncharset = \"unicode\""),
         r#"
         alice > {"type":"login","user":"caf\u00e9"} -> {"type":"session","user":"café"}
         bob > {"type":"login","user":"c\u0430f\u00e9"} -> error name_in_use
@@ -128,9 +119,8 @@ async fn unicode_names_are_one_name_where_they_look_alike() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fields_of_a_log_in_are_checked() {
-    check(
+pub(crate) async fn fields_of_a_log_in_are_checked(kit: &Kit) {
+    kit.check(
         r#"
         alice > {"type":"login","user":7} -> error bad_request user
         alice > {"type":"login","user":"a","password":"b","token":"c"} -> error bad_request
@@ -141,25 +131,25 @@ async fn fields_of_a_log_in_are_checked() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_resume_of_an_unknown_session_is_not_logged_in() {
-    check(r#"alice > {"type":"login","resume":"AAAAAAAAAAAAAAAAAAAAAA"} -> error not_logged_in"#)
-        .await;
+pub(crate) async fn a_resume_of_an_unknown_session_is_not_logged_in(kit: &Kit) {
+    kit.check(
+        r#"alice > {"type":"login","resume":"AAAAAAAAAAAAAAAAAAAAAA"} -> error not_logged_in"#,
+    )
+    .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_resume_of_an_ended_session_says_how_it_ended() {
-    for over in Over::ALL {
-        let server = Setup::default().start().await;
-        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+pub(crate) async fn a_resume_of_an_ended_session_says_how_it_ended(kit: &Kit) {
+    for over in kit.all() {
+        let server = kit.setup().start().await;
+        let mut alice = server.connect(over, "alice").await;
         let session = alice
             .log_in(json!({"type": "login", "user": "alice"}))
             .await;
         let bye = alice.command(json!({"type": "logout"})).await;
         assert_eq!(code(&bye), "logout");
         alice.expect_closed("logout").await;
-        for then in Over::ALL {
-            let mut again = Client::connect(server.addr(then), then, "alice").await;
+        for then in kit.all() {
+            let mut again = server.connect(then, "alice").await;
             let resume = json!({"type": "login", "resume": session["session"]});
             let error = again.try_log_in(resume).await;
             assert_eq!(code(&error), "session_expired", "{error}");
@@ -168,18 +158,17 @@ async fn a_resume_of_an_ended_session_says_how_it_ended() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_resume_of_a_lost_session_says_that_it_was_lost() {
-    let server = Setup::default().start().await;
-    for over in Over::PUSH {
-        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+pub(crate) async fn a_resume_of_a_lost_session_says_that_it_was_lost(kit: &Kit) {
+    let server = kit.setup().start().await;
+    for over in kit.push() {
+        let mut alice = server.connect(over, "alice").await;
         let id = alice
             .log_in(json!({"type": "login", "user": "alice"}))
             .await["session"]
             .clone();
         alice.vanish();
         let error = eventually("the session to be ended", async || {
-            let mut again = Client::connect(server.addr(over), over, "again").await;
+            let mut again = server.connect(over, "again").await;
             let error = again
                 .try_log_in(json!({"type": "login", "resume": id}))
                 .await;
@@ -189,10 +178,9 @@ async fn a_resume_of_a_lost_session_says_that_it_was_lost() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_password_lets_in_its_user_alone() {
-    check_with(
-        &Setup::passwords(),
+pub(crate) async fn a_password_lets_in_its_user_alone(kit: &Kit) {
+    kit.check_with(
+        kit.setup().for_staff(),
         r#"
         alice > login alice wrong -> error auth_failed
         alice > login mallory wonderland -> error auth_failed
@@ -206,11 +194,10 @@ async fn a_password_lets_in_its_user_alone() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_log_in_reads_the_same_whatever_was_wrong() {
-    let server = Setup::passwords().start().await;
-    for over in Over::ALL {
-        let mut client = Client::connect(server.addr(over), over, "x").await;
+pub(crate) async fn a_failed_log_in_reads_the_same_whatever_was_wrong(kit: &Kit) {
+    let server = kit.setup().for_staff().start().await;
+    for over in kit.all() {
+        let mut client = server.connect(over, "x").await;
         let mut texts = Vec::new();
         for (user, password) in [("alice", "wrong"), ("nobody", "wrong"), ("alice", "")] {
             let login = json!({"type": "login", "user": user, "password": password, "id": 1});
@@ -227,14 +214,15 @@ async fn a_failed_log_in_reads_the_same_whatever_was_wrong() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_has_so_many_attempts() {
-    let server = Setup::passwords()
+pub(crate) async fn a_connection_has_so_many_attempts(kit: &Kit) {
+    let server = kit
+        .setup()
+        .for_staff()
         .and("[sessions]\nlogin_attempts = 3")
         .start()
         .await;
-    for over in Over::PUSH {
-        let mut client = Client::connect(server.addr(over), over, "x").await;
+    for over in kit.push() {
+        let mut client = server.connect(over, "x").await;
         for _ in 0..3 {
             let login = json!({"type": "login", "user": "bob", "password": "wrong"});
             assert_eq!(code(&client.command(login).await), "auth_failed");
@@ -243,11 +231,10 @@ async fn a_connection_has_so_many_attempts() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn guessing_a_name_s_password_becomes_slow() {
+pub(crate) async fn guessing_a_name_s_password_becomes_slow(kit: &Kit) {
     let limits = "[limits]\nlogin_failures_per_name = { rate = 1, per = \"1h\", burst = 3 }";
-    check_with(
-        &Setup::passwords().and(limits),
+    kit.check_with(
+        kit.setup().for_staff().and(limits),
         r#"
         alice > login alice 1 -> error auth_failed
         alice > login alice 2 -> error auth_failed
@@ -259,11 +246,10 @@ async fn guessing_a_name_s_password_becomes_slow() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_log_in_of_an_identity_replaces_the_first() {
+pub(crate) async fn a_second_log_in_of_an_identity_replaces_the_first(kit: &Kit) {
     // The third user of the script is the same person as the first, on another transport in the mixes.
-    check_with(
-        &Setup::passwords(),
+    kit.check_with(
+        kit.setup().for_staff(),
         r#"
         alice > login alice wonderland
         bob > login bob builder
@@ -280,10 +266,11 @@ async fn a_second_log_in_of_an_identity_replaces_the_first() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_log_in_may_be_refused_instead() {
-    check_with(
-        &Setup::passwords().and("[sessions]\nduplicate_login = \"reject\""),
+pub(crate) async fn a_second_log_in_may_be_refused_instead(kit: &Kit) {
+    kit.check_with(
+        kit.setup()
+            .for_staff()
+            .and("[sessions]\nduplicate_login = \"reject\""),
         r#"
         alice > login alice wonderland
         bob > login alice wrong -> error auth_failed
@@ -295,10 +282,11 @@ async fn a_second_log_in_may_be_refused_instead() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sessions_of_one_identity_may_live_side_by_side_as_one_member() {
-    check_with(
-        &Setup::passwords().and("[sessions]\nduplicate_login = { allow = 2 }"),
+pub(crate) async fn sessions_of_one_identity_may_live_side_by_side_as_one_member(kit: &Kit) {
+    kit.check_with(
+        kit.setup()
+            .for_staff()
+            .and("[sessions]\nduplicate_login = { allow = 2 }"),
         r#"
         alice > login alice wonderland
         bob > login bob builder
@@ -324,10 +312,9 @@ async fn sessions_of_one_identity_may_live_side_by_side_as_one_member() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn guests_beside_members_carry_their_prefix() {
-    check_with(
-        &Setup::passwords_and_guests(),
+pub(crate) async fn guests_beside_members_carry_their_prefix(kit: &Kit) {
+    kit.check_with(
+        kit.setup().for_staff_and_guests(),
         r#"
         alice > login alice wonderland
         bob > login guest -> {"type":"session","user":"~guest"}
@@ -337,15 +324,14 @@ async fn guests_beside_members_carry_their_prefix() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_has_so_many_sessions() {
+pub(crate) async fn a_server_has_so_many_sessions(kit: &Kit) {
     // Two of the users take turns, so that every transport is the one that is refused.
-    let setup = Setup::tables("[limits]\nsessions = 1");
+    let setup = kit.tables("[limits]\nsessions = 1");
     let script = r#"
         alice > login
         bob > login -> error too_many session
         alice > logout
         bob > login
     "#;
-    check_on(&setup, &MIXES, script).await;
+    kit.check_with(setup, script).await;
 }

@@ -1,12 +1,13 @@
 //! Every way in which a session ends: its code, its close, and what the others see.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Over, STAFF, Server, Setup, Sloth, check, eventually};
+use crate::{Client, Kit, STAFF, Server, Sloth, eventually};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_logout_is_answered_with_bye_and_the_name_is_free() {
-    check(
+pub(crate) async fn a_logout_is_answered_with_bye_and_the_name_is_free(kit: &Kit) {
+    kit.check(
         r#"
         alice in lobby
         alice > {"type":"logout"} -> {"type":"bye","id":"*","code":"logout","message":"*","retry_ms":null}
@@ -16,29 +17,28 @@ async fn a_logout_is_answered_with_bye_and_the_name_is_free() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn silence_ends_a_session_after_its_timeout() {
-    for over in Over::ALL {
-        let server = Setup::default()
-            .on(over, "timeout = \"400ms\"")
+pub(crate) async fn silence_ends_a_session_after_its_timeout(kit: &Kit) {
+    for over in kit.all() {
+        let server = kit
+            .setup()
+            .on_table(over, "timeout = \"400ms\"")
             .start()
             .await;
-        let mut bob = witness(&server, over).await;
-        let sloth = Sloth::join(server.addr(over), over, "alice", "lobby").await;
+        let mut bob = witness(kit, &server, over).await;
+        let sloth = Sloth::join(server.link(over).await.unwrap(), "alice", "lobby").await;
         sees(&mut bob, "join", Value::Null).await;
         sees(&mut bob, "leave", "expired".into()).await;
         let (_, code) = sloth.wake().await;
         assert_eq!(code.as_deref(), Some("session_expired"), "{over:?}");
         // Nothing of it is left: the name is free.
-        Client::login(server.addr(over), over, "alice").await;
+        server.login(over, "alice").await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_session_says_its_own_timeout() {
-    for over in Over::ALL {
-        let server = Setup::default().on(over, "timeout = \"7s\"").start().await;
-        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+pub(crate) async fn the_session_says_its_own_timeout(kit: &Kit) {
+    for over in kit.all() {
+        let server = kit.setup().on_table(over, "timeout = \"7s\"").start().await;
+        let mut alice = server.connect(over, "alice").await;
         let session = alice
             .log_in(json!({"type": "login", "user": "alice"}))
             .await;
@@ -46,8 +46,8 @@ async fn the_session_says_its_own_timeout() {
             (&session["timeout_ms"], &session["ping_every_ms"]),
             (&7000.into(), &3500.into())
         );
-        let server = Setup::tables("[sessions]\ntimeout = \"0s\"").start().await;
-        let mut alice = Client::connect(server.addr(over), over, "alice").await;
+        let server = kit.tables("[sessions]\ntimeout = \"0s\"").start().await;
+        let mut alice = server.connect(over, "alice").await;
         let session = alice
             .log_in(json!({"type": "login", "user": "alice"}))
             .await;
@@ -58,56 +58,36 @@ async fn the_session_says_its_own_timeout() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_connection_ends_its_session_at_once() {
-    for over in Over::PUSH {
-        let server = Setup::default().start().await;
-        let mut bob = witness(&server, over).await;
-        let mut alice = Client::login(server.addr(over), over, "alice").await;
+pub(crate) async fn a_lost_connection_ends_its_session_at_once(kit: &Kit) {
+    for over in kit.push() {
+        let server = kit.setup().start().await;
+        let mut bob = witness(kit, &server, over).await;
+        let mut alice = server.login(over, "alice").await;
         alice.enter("lobby").await;
         sees(&mut bob, "join", Value::Null).await;
         alice.vanish();
         sees(&mut bob, "leave", "disconnected".into()).await;
-        Client::login(server.addr(over), over, "alice").await;
+        server.login(over, "alice").await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_close_in_good_order_is_a_logout() {
-    let server = Setup::default().start().await;
-    let mut bob = witness(&server, Over::WebSocket).await;
-    let mut alice = Client::login(server.addr(Over::WebSocket), Over::WebSocket, "alice").await;
-    alice.enter("lobby").await;
-    sees(&mut bob, "join", Value::Null).await;
-    alice.close().await;
-    sees(&mut bob, "leave", "logout".into()).await;
-    alice.gone().await;
+pub(crate) async fn a_close_in_good_order_ends_the_session(kit: &Kit) {
+    for over in kit.push() {
+        let server = kit.setup().start().await;
+        let mut bob = witness(kit, &server, over).await;
+        let mut alice = server.login(over, "alice").await;
+        alice.enter("lobby").await;
+        sees(&mut bob, "join", Value::Null).await;
+        alice.close().await.expect("the server is there");
+        let leave = bob.next_event().await;
+        assert_eq!(leave["type"], "leave", "{leave}");
+        let reason = leave["reason"].as_str();
+        assert!(matches!(reason, Some("logout" | "disconnected")), "{leave}");
+        alice.gone().await;
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_end_of_input_ends_a_line_session() {
-    let server = Setup::default().start().await;
-    let mut bob = witness(&server, Over::Tcp).await;
-    let mut alice = Client::login(server.addr(Over::Tcp), Over::Tcp, "alice").await;
-    alice.enter("lobby").await;
-    sees(&mut bob, "join", Value::Null).await;
-    alice
-        .write_bytes(br#"{"type":"send","room":"lobby","text":"half a li"#)
-        .await;
-    alice.close().await;
-    let leave = bob.next_event().await;
-    assert_eq!(leave["type"], "leave", "{leave}");
-    assert!(
-        ["disconnected", "logout"]
-            .map(Value::from)
-            .contains(&leave["reason"]),
-        "{leave}"
-    );
-    alice.gone().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_does_not_read_is_cut_and_the_others_lose_nothing() {
+pub(crate) async fn a_member_that_does_not_read_is_cut_and_the_others_lose_nothing(kit: &Kit) {
     let limits = r#"[limits]
         sends = "unlimited"
         commands = "unlimited"
@@ -117,14 +97,14 @@ async fn a_member_that_does_not_read_is_cut_and_the_others_lose_nothing() {
         poll_queue = { events = 100, bytes = "80KiB" }
         slow_after = "1s"
     "#;
-    for over in Over::ALL {
-        let server = Setup::tables(limits).start().await;
-        let mut bob = witness(&server, over).await;
-        let mut speaker = Client::login(server.addr(Over::Tcp), Over::Tcp, "speaker").await;
+    for over in kit.all() {
+        let server = kit.tables(limits).start().await;
+        let mut bob = witness(kit, &server, over).await;
+        let mut speaker = server.login("line", "speaker").await;
         speaker.enter("lobby").await;
         bob.events_until("the speaker's join", |event| event["user"] == "speaker")
             .await;
-        let sloth = Sloth::join(server.addr(over), over, "sloth", "lobby").await;
+        let sloth = Sloth::join(server.narrow_link(over).await.unwrap(), "sloth", "lobby").await;
         sees(&mut bob, "join", Value::Null).await;
         sees(&mut speaker, "join", Value::Null).await;
         let text = "x".repeat(4000);
@@ -152,28 +132,28 @@ async fn a_member_that_does_not_read_is_cut_and_the_others_lose_nothing() {
         assert_eq!(leave["reason"], "evicted", "{leave}");
         let (_, code) = sloth.wake().await;
         // To a reader that has stopped a bye is best effort; a poller is told in any case.
-        if over == Over::Polling {
-            assert_eq!(code.as_deref(), Some("slow_consumer"));
-        } else {
+        if kit.is_push(over) {
             assert!(code.is_none_or(|code| code == "slow_consumer"));
+        } else {
+            assert_eq!(code.as_deref(), Some("slow_consumer"));
         }
-        Client::login(server.addr(over), over, "sloth").await;
+        server.login(over, "sloth").await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drain_says_bye_to_everyone_after_what_was_accepted() {
-    let server = Setup::default().start().await;
+pub(crate) async fn a_drain_says_bye_to_everyone_after_what_was_accepted(kit: &Kit) {
+    let server = kit.setup().start().await;
     let mut members = Vec::new();
-    for over in Over::ALL {
-        let mut member = Client::login(server.addr(over), over, over.table()).await;
+    for over in kit.all() {
+        let mut member = server.login(over, over).await;
         member.join("lobby").await;
         members.push(member);
     }
     for n in 0..20 {
-        members[n % 3].say("lobby", &n.to_string()).await;
+        let member = n % members.len();
+        members[member].say("lobby", &n.to_string()).await;
     }
-    let addrs = Over::ALL.map(|over| server.addr(over));
+    let doors: Vec<_> = kit.all().map(|over| server.door(over)).collect();
     let listen = async {
         for member in &mut members {
             let events = member
@@ -189,50 +169,36 @@ async fn a_drain_says_bye_to_everyone_after_what_was_accepted() {
     };
     let (dropped, ()) = tokio::join!(server.shut_down(), listen);
     assert_eq!(dropped, 0, "every task ended in peace");
-    for addr in addrs {
+    for door in doors {
         eventually("the listener to be closed", async || {
-            tokio::net::TcpStream::connect(addr)
-                .await
-                .is_err()
-                .then_some(())
+            door.link().await.is_err().then_some(())
         })
         .await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn strangers_do_not_hold_up_a_drain() {
-    let server = Setup::default().start().await;
+pub(crate) async fn strangers_do_not_hold_up_a_drain(kit: &Kit) {
+    let server = kit.setup().start().await;
     let mut strangers = Vec::new();
-    for over in Over::ALL {
-        for half in ["", "GET /v1/ws HT", "{\"type\":"] {
-            let mut stranger = tokio::net::TcpStream::connect(server.addr(over))
-                .await
-                .unwrap();
-            tokio::io::AsyncWriteExt::write_all(&mut stranger, half.as_bytes())
-                .await
-                .unwrap();
-            strangers.push(stranger);
+    for over in kit.all() {
+        for _ in 0..3 {
+            strangers.push(server.connect(over, "stranger").await);
         }
+        // One that has been answered shows that the others were accepted.
+        strangers.push(server.login(over, over).await);
     }
-    // One that has been answered shows that the others were accepted.
-    Client::login(server.addr(Over::Tcp), Over::Tcp, "alice").await;
     let begun = tokio::time::Instant::now();
     assert_eq!(server.shut_down().await, 0);
     let took = begun.elapsed();
-    assert!(
-        took < std::time::Duration::from_secs(5),
-        "the drain took {took:?}"
-    );
+    assert!(took < Duration::from_secs(5), "the drain took {took:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_taken_out_of_the_password_file_is_logged_out() {
-    for over in Over::ALL {
-        let server = Setup::passwords().start().await;
+pub(crate) async fn who_is_taken_out_of_the_password_file_is_logged_out(kit: &Kit) {
+    for over in kit.all() {
+        let server = kit.setup().for_staff().start().await;
         let mut members = Vec::new();
         for (user, password, _) in STAFF {
-            let mut member = Client::connect(server.addr(over), over, user).await;
+            let mut member = server.connect(over, user).await;
             member
                 .log_in(json!({"type": "login", "user": user, "password": password}))
                 .await;
@@ -253,14 +219,9 @@ async fn who_is_taken_out_of_the_password_file_is_logged_out() {
     }
 }
 
-/// A member on another transport than the one under test, whose session cannot fall silent.
-async fn witness(server: &Server, than: Over) -> Client {
-    let over = if than == Over::WebSocket {
-        Over::Polling
-    } else {
-        Over::WebSocket
-    };
-    let mut bob = Client::login(server.addr(over), over, "bob").await;
+/// A member on another transport than the one under test, whose session can't fall silent.
+async fn witness(kit: &Kit, server: &Server, than: &str) -> Client {
+    let mut bob = server.login(kit.other(than), "bob").await;
     bob.enter("lobby").await;
     bob
 }

@@ -2,11 +2,10 @@
 
 use serde_json::Value;
 
-use crate::harness::{Client, Over, Setup, check, code};
+use crate::{Kit, code};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_object_is_bad_json() {
-    check(
+pub(crate) async fn what_is_no_object_is_bad_json(kit: &Kit) {
+    kit.check(
         r#"
         alice, bob in lobby
         alice > raw nonsense -> error bad_json
@@ -24,9 +23,8 @@ async fn what_is_no_object_is_bad_json() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_is_no_command_is_a_bad_request() {
-    check(
+pub(crate) async fn an_object_that_is_no_command_is_a_bad_request(kit: &Kit) {
+    kit.check(
         r#"
         alice > login
         alice > raw {} -> error bad_request type
@@ -47,12 +45,11 @@ async fn an_object_that_is_no_command_is_a_bad_request() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nesting_has_a_limit() {
+pub(crate) async fn nesting_has_a_limit(kit: &Kit) {
     // The command itself is the first level of 32.
     let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     let (deep, deeper, deepest) = (nested(31), nested(32), nested(4000));
-    check(&format!(
+    kit.check(&format!(
         r#"
         alice in lobby
         alice > raw {{"type":"send","room":"lobby","data":{deep}}} -> sent
@@ -66,9 +63,8 @@ async fn nesting_has_a_limit() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn structure_is_judged_before_the_type_and_the_type_before_the_fields() {
-    check(
+pub(crate) async fn structure_is_judged_before_the_type_and_the_type_before_the_fields(kit: &Kit) {
+    kit.check(
         r#"
         alice > login
         alice > raw {"type":"dance","x":1e999} -> error bad_request
@@ -82,9 +78,8 @@ async fn structure_is_judged_before_the_type_and_the_type_before_the_fields() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn types_that_are_kept_for_later_are_unknown() {
-    check(
+pub(crate) async fn types_that_are_kept_for_later_are_unknown(kit: &Kit) {
+    kit.check(
         r#"
         alice > {"type":"kick","user":"bob"} -> error unknown_type
         alice > {"type":"rooms"} -> error unknown_type
@@ -95,11 +90,10 @@ async fn types_that_are_kept_for_later_are_unknown() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_answer_to_a_bad_field_carries_the_id() {
-    let server = Setup::default().start().await;
-    for over in Over::ALL {
-        let mut alice = Client::login(server.addr(over), over, over.table()).await;
+pub(crate) async fn the_answer_to_a_bad_field_carries_the_id(kit: &Kit) {
+    let server = kit.setup().start().await;
+    for over in kit.all() {
+        let mut alice = server.login(over, over).await;
         for frame in [
             r#"{"id":41,"type":"join","room":{}}"#,
             r#"{"type":"send","room":"lobby","text":7,"id":41}"#,
