@@ -47,6 +47,21 @@ pub(crate) fn run(command: &Command) -> Result<String, Failure> {
 
 fn dev(dir: &Path, hosts: &[String]) -> Result<String, Failure> {
     let names = names(hosts)?;
+    // It is to be copied into a configuration, and into a shell.
+    if dir
+        .to_str()
+        .is_none_or(|dir| dir.contains(char::is_control))
+    {
+        return Err(Failure::new(format_args!(
+            "{dir:?}: choose a folder whose name is UTF-8 and has no control characters"
+        )));
+    }
+    if dir.exists() && !dir.is_dir() {
+        return Err(Failure::new(format_args!(
+            "{} is there and is no folder",
+            dir.display()
+        )));
+    }
     let files = files(&names)
         .map_err(|error| Failure::new(format_args!("can't make certificates: {error}")))?;
     write(dir, &files)?;
@@ -59,14 +74,6 @@ fn dev(dir: &Path, hosts: &[String]) -> Result<String, Failure> {
 /// What the server's certificate is to be for.
 fn names(hosts: &[String]) -> Result<Vec<String>, Failure> {
     for host in hosts {
-        let is_name = |host: &str| {
-            let is_part =
-                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'*');
-            host.len() <= 253
-                && host
-                    .split('.')
-                    .all(|label| (1..=63).contains(&label.len()) && label.bytes().all(is_part))
-        };
         if host.parse::<IpAddr>().is_err() && !is_name(host) {
             return Err(Failure::new(format_args!(
                 "--host {host:?} is neither an address nor a DNS name in its ASCII form; a port does not belong there"
@@ -75,11 +82,39 @@ fn names(hosts: &[String]) -> Result<Vec<String>, Failure> {
     }
     let mut names: Vec<String> = Vec::new();
     for name in HERE.into_iter().chain(hosts.iter().map(String::as_str)) {
-        if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
-            names.push(name.to_owned());
+        // An address may be spelt in several ways.
+        let name = match name.parse::<IpAddr>() {
+            Ok(address) => address.to_string(),
+            Err(_) => name.to_owned(),
+        };
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
+            names.push(name);
         }
     }
     Ok(names)
+}
+
+/// Whether clients may look for a server by this name: labels of letters, digits and inner hyphens, the last of them no
+/// number, and perhaps a `*` for the first.
+fn is_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_part)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let (rest, least) = match host.strip_prefix("*.") {
+        Some(rest) => (rest, 2),
+        None => (host, 1),
+    };
+    let labels: Vec<&str> = rest.split('.').collect();
+    host.len() <= 253
+        && labels.len() >= least
+        && labels.iter().all(|label| is_label(label))
+        && labels
+            .last()
+            .is_some_and(|last| !last.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 struct NewFile {
@@ -264,6 +299,9 @@ fn report(dir: &Path, names: &[String]) -> String {
 #   crl.pem                the list that revokes it
 # A configuration with them:
 
+[server]
+default_room = "lobby"
+
 [tls.dev]
 cert = {cert}
 key = {key}
@@ -288,6 +326,9 @@ kind = "certificate"
 user = "san-email"
 
 # Alice logs in with her certificate alone:
+#   chinwag chat tls://localhost:4020 --ca {ca_arg} \
+#     --cert {alice} --key {alice_key}
+# or by other means:
 #   openssl s_client -quiet -verify_return_error -connect localhost:4020 \
 #     -CAfile {ca_arg} -cert {alice} -key {alice_key}
 #   and type {{"type":"login"}}
@@ -326,7 +367,7 @@ fn shell(text: &str) -> String {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use chinwag_core::{TlsFailure, plugin::TlsFacts};
+    use chinwag_core::{TlsFailure, TlsLink, plugin::TlsFacts};
     use chinwag_transports::tls::{Alpn, Tls, TlsConfig, TlsContext};
     use rustls::{
         ClientConfig, RootCertStore,
@@ -356,6 +397,58 @@ mod tests {
         };
         let text = run(&command).unwrap();
         (folder, text)
+    }
+
+    #[test]
+    fn names_are_such_as_clients_look_for() {
+        for good in [
+            "chat",
+            "chat.example.org",
+            "*.example.org",
+            "192.0.2.1",
+            "2001:db8::1",
+            "a_b.c",
+        ] {
+            assert!(names(&[good.to_owned()]).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "*",
+            "a*b.org",
+            "foo.*",
+            "*.*.org",
+            "*.org",
+            "--help",
+            "foo-",
+            "-foo.org",
+            "a..b",
+            "999.1.1.1",
+            "127.1",
+            "192.0.2.01",
+            "example.org:80",
+            "a b",
+            "b\u{fc}cher.org",
+        ] {
+            assert!(names(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+        let one = names(&["0:0:0:0:0:0:0:1".to_owned(), "LOCALHOST".to_owned()]).unwrap();
+        assert_eq!(one, HERE);
+    }
+
+    #[test]
+    fn a_folder_is_one_that_can_be_written_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "mine").unwrap();
+        for (dir, says) in [
+            (folder.path().join("a\nb"), "control characters"),
+            (file.clone(), "no folder"),
+        ] {
+            let told = dev(&dir, &[]).unwrap_err().message;
+            assert!(told.contains(says), "{told}");
+        }
+        assert_eq!(fs::read_to_string(file).unwrap(), "mine");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     async fn meet(

@@ -14,11 +14,13 @@ use std::{
     env,
     fmt::{self, Display},
     io::{self, IsTerminal},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use chinwag_client::{
-    Client, ConnectError, End, EndCode, Error, ErrorCode, Init, Login, Options, Refusal, Session,
+    Client, ConnectError, End, EndCode, Error, ErrorCode, Identity, Init, Login, Loss, Options,
+    Refusal, Session, TlsFault, TlsFiles,
 };
 use jiff::tz::TimeZone;
 use secrecy::{ExposeSecret, SecretString};
@@ -50,10 +52,11 @@ const OTHER_NAMES: u32 = 3;
 /// The command line of `chat`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The server: tcp://HOST[:PORT], ws://HOST[:PORT][/PATH] or http://HOST[:PORT][/PATH], which polls
+    /// The server: tcp://HOST[:PORT], ws://HOST[:PORT][/PATH] or http://HOST[:PORT][/PATH], which polls; the same with
+    /// TLS: tls://, wss:// or https://
     #[arg(default_value = "tcp://127.0.0.1:4020")]
     url: String,
-    /// Your name there [default: that of $USER]
+    /// Your name there [default: with --cert the one in it, else that of $USER]
     #[arg(long, short, value_name = "NAME")]
     user: Option<String>,
     /// The room to join [default: the server's default room]
@@ -62,12 +65,43 @@ pub(crate) struct Arguments {
     /// Ask for a password at once, and not only when the server wants one
     #[arg(long)]
     password: bool,
+    /// Who may have signed the server's certificate, in PEM form; may be repeated
+    /// [default: those whom the system trusts]
+    #[arg(long, value_name = "FILE")]
+    ca: Vec<PathBuf>,
+    /// Your certificate in PEM form, for servers that ask for one
+    #[arg(long, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The private key of your certificate [default: in the file of --cert]
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Send a password in plain text to another machine, where everybody on the way can read it
+    #[arg(long)]
+    insecure: bool,
     /// Read commands and write what comes from the server, one JSON object a line
     #[arg(long)]
     json: bool,
     /// When to use colours; `auto`: on a terminal, unless NO_COLOR is set
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     color: Colour,
+}
+
+impl Arguments {
+    fn tls(&self) -> TlsFiles {
+        let identity = self.cert.clone().map(|cert| Identity {
+            key: self.key.clone().unwrap_or_else(|| cert.clone()),
+            cert,
+        });
+        TlsFiles {
+            ca: self.ca.clone(),
+            identity,
+        }
+    }
+
+    /// Whether the certificate is all that there is to log in with.
+    fn is_by_certificate(&self) -> bool {
+        self.cert.is_some() && self.user.is_none() && !self.password
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -92,22 +126,30 @@ or none; where `room` is left out, it is the one joined. The output is what the
 server sends, less the session's id, which is a secret.
 
 The password is asked for where the server wants one, or taken from
-CHINWAG_PASSWORD. It is no option: others can read a command line.
+CHINWAG_PASSWORD. It is no option: others can read a command line. In plain text
+(tcp://, ws://, http://) it is sent within this machine only, unless --insecure
+says otherwise.
+
+With TLS (tls://, wss://, https://) the server's certificate has to be in date,
+for the URL's host, and signed by somebody in --ca; nothing leaves that out.
+With --cert and neither --user nor --password, the certificate alone logs you
+in: no password is asked for or sent.
 
 Examples:
   chinwag chat
-  chinwag chat ws://chat.example.org --user ada --room games
+  chinwag chat wss://chat.example.org --user ada --room games
+  chinwag chat tls://localhost --ca ca.pem --cert alice.pem --key alice.key
   tail -f deploy.log | chinwag chat --user deploy --room ops
 
 Exit codes:
   0   logged out, or the server stopped and said goodbye
   1   not every line of the input was sent, or standard output could not be
       written; standard error says which
-  3   denied: the password, or the name
+  3   denied: the password, the name or your certificate
   4   refused, as a name that somebody has, or ended by the server: it says why
-  5   unreachable: no server there
+  5   unreachable: no server there, or none that can be trusted
   6   lost: the connection broke without a goodbye
-  64  the command line is wrong
+  64  the command line is wrong, or a file that it names
 ";
 
 /// Runs the command to its end.
@@ -176,6 +218,8 @@ struct Entered {
 async fn enter(arguments: &Arguments) -> Result<Entered, Ending> {
     let options = Options {
         answers_too: arguments.json,
+        tls: arguments.tls(),
+        insecure: arguments.insecure,
         ..Options::default()
     };
     let client = Client::connect(&arguments.url, options).await?;
@@ -203,6 +247,9 @@ async fn enter(arguments: &Arguments) -> Result<Entered, Ending> {
 }
 
 async fn log_in(client: &Client, arguments: &Arguments) -> Result<Session, Ending> {
+    if arguments.is_by_certificate() {
+        return log_in_by_certificate(client, &arguments.url).await;
+    }
     let chosen = arguments.user.clone();
     let may_rename = chosen.is_none();
     let mut user = chosen.unwrap_or_else(default_name);
@@ -216,6 +263,7 @@ async fn log_in(client: &Client, arguments: &Arguments) -> Result<Session, Endin
     let mut questions = 0;
     let mut other_names = 0;
     if arguments.password {
+        client.handle().may_tell_secrets()?;
         password = Some(ask(&user).await?);
         questions = 1;
     }
@@ -228,7 +276,7 @@ async fn log_in(client: &Client, arguments: &Arguments) -> Result<Session, Endin
         let refusal = match client.login(login).await {
             Ok(session) => return Ok(session),
             Err(Error::Refused(refusal)) => refusal,
-            Err(error) => return Err(not_let_in(error)),
+            Err(error) => return Err(not_let_in(error, &arguments.url)),
         };
         match refusal.code {
             // Where a password was given by the environment, somebody else decided on it.
@@ -240,6 +288,7 @@ async fn log_in(client: &Client, arguments: &Arguments) -> Result<Session, Endin
                 if questions > 0 {
                     say(harmless::line(&refusal.message));
                 }
+                client.handle().may_tell_secrets()?;
                 questions += 1;
                 password = Some(ask(&user).await?);
             }
@@ -250,14 +299,38 @@ async fn log_in(client: &Client, arguments: &Arguments) -> Result<Session, Endin
                 other_names += 1;
                 user = format!("{name}-{}", other_names + 1);
             }
+            ErrorCode::AuthFailed if arguments.cert.is_some() && password.is_none() => {
+                let hint = "Without --user the certificate says who you are.";
+                return Err(Ending::from(Error::Refused(refusal)).hint(hint));
+            }
             _ => return Err(refused_login(refusal)),
         }
     }
 }
 
+/// Logs in as whom the certificate names, and nothing else.
+async fn log_in_by_certificate(client: &Client, url: &str) -> Result<Session, Ending> {
+    match client.login(Login::certificate()).await {
+        Ok(session) => Ok(session),
+        Err(Error::Refused(refusal)) => {
+            let hint = match refusal.code {
+                ErrorCode::AuthFailed => {
+                    "With --user NAME you log in under that name, if need be with a password."
+                }
+                _ => "",
+            };
+            Err(Ending::from(Error::Refused(refusal)).hint(hint))
+        }
+        Err(error) => Err(not_let_in(error, url)),
+    }
+}
+
 /// There is somebody, and they do not answer as a server would.
-fn not_let_in(error: Error) -> Ending {
+fn not_let_in(error: Error, url: &str) -> Ending {
     let text = match &error {
+        Error::Ended(End::Lost(Loss::Tls(fault))) | Error::Lost(Loss::Tls(fault)) => {
+            return Ending::of_tls(fault, format_args!("can't connect to {url}: {fault}"));
+        }
         Error::Ended(End::Lost(loss)) | Error::Lost(loss) => loss.to_string(),
         Error::NoAnswer(after) => format!("no answer within {after:?}"),
         Error::Senseless(_) => error.to_string(),
@@ -377,6 +450,8 @@ impl From<ConnectError> for Ending {
         let text = harmless::line(&error.to_string());
         match error {
             ConnectError::Url(_) => Self::usage(format_args!("wrong URL: {text}")),
+            ConnectError::File { .. } => Self::usage(text),
+            ConnectError::Tls { fault, .. } => Self::of_tls(&fault, text),
             ConnectError::Refused(refusal) => refused_login(refusal),
             ConnectError::NotChinwag { .. } => {
                 Self::new(UNREACHABLE, format_args!("unreachable: {text}")).hint(WRONG_DOOR)
@@ -392,6 +467,9 @@ impl From<ConnectError> for Ending {
 impl From<Error> for Ending {
     fn from(error: Error) -> Self {
         match error {
+            Error::Exposed(_) => Self::usage(error).hint(
+                "tls://, wss:// and https:// keep them secret; --insecure sends them all the same.",
+            ),
             Error::Ended(end) => Self::of(&end).unwrap_or_else(|| Self::new(REFUSED, "logged out")),
             Error::Refused(refusal) => {
                 let denied = matches!(
@@ -419,6 +497,30 @@ impl From<Error> for Ending {
 }
 
 impl Ending {
+    /// The two never got as far as talking.
+    fn of_tls(fault: &TlsFault, text: impl Display) -> Self {
+        let (code, word) = match fault {
+            TlsFault::WantsCertificate | TlsFault::Refused(_) => (DENIED, "denied"),
+            _ => (UNREACHABLE, "unreachable"),
+        };
+        let hint = match fault {
+            TlsFault::Untrusted | TlsFault::NobodyTrusted => {
+                "--ca FILE names who may have signed it: the file that its operator gives out."
+            }
+            TlsFault::WrongName { .. } => "The URL has to name the server as its certificate does.",
+            TlsFault::Expired(_) => "Its operator has to renew it.",
+            TlsFault::WantsCertificate => "--cert FILE and --key FILE show yours.",
+            TlsFault::Refused(_) => "--cert FILE and --key FILE show another one.",
+            TlsFault::PlainText | TlsFault::HungUp => {
+                "Does it take tcp://, ws:// or http:// there, which are without TLS?"
+            }
+            TlsFault::Expected => "tls://, wss:// and https:// speak TLS.",
+            _ => "",
+        };
+        let text = harmless::line(&text.to_string());
+        Self::new(code, format_args!("{word}: {text}")).hint(hint)
+    }
+
     /// `None`: it ended cleanly.
     fn of(end: &End) -> Option<Self> {
         Some(match end {

@@ -3,14 +3,18 @@
 use std::{
     ffi::OsString,
     fmt::Display,
-    fs,
-    io::{self, Write},
+    fs::{self, File},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use chinwag_core::Lifecycle;
+use chinwag_transports::{
+    Wire,
+    tls::{ClientCert, Tls},
+};
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
@@ -23,13 +27,13 @@ use crate::{
 
 /// The configuration is wrong, or a command could not do its work.
 pub(crate) const FAILED: u8 = 1;
-/// A listener could not be bound.
+/// A listener could not be bound, or a session manager that is needed at the start not be reached.
 const NOT_BOUND: u8 = 2;
 /// The command line is wrong; 64 as in sysexits.h.
 pub(crate) const USAGE: u8 = 64;
 
 /// How long work on other threads, such as hashing a password, is waited for at the end.
-const LAST_WORK: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Real-time rooms over TCP, WebSocket and HTTP polling, deployed from one TOML file.
 #[derive(Debug, Parser)]
@@ -41,7 +45,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server until SIGTERM, SIGINT or SIGHUP
+    /// Run the server until SIGTERM or SIGINT; SIGHUP has it read certificates anew
     Serve {
         /// The TOML file; without it a built-in one for this machine alone
         #[arg(long, short, value_name = "FILE")]
@@ -59,6 +63,10 @@ enum Command {
     /// Load a server, check every delivery and tell what it costs
     #[cfg(all(feature = "bench", target_os = "linux"))]
     Bench(Box<chinwag_bench::command::Bench>),
+    /// Try out who gets in
+    #[cfg(feature = "auth-test")]
+    #[command(subcommand)]
+    Auth(crate::authtest::Command),
     /// Make certificates for trying out TLS
     #[cfg(feature = "cert")]
     #[command(subcommand)]
@@ -94,7 +102,7 @@ Exit codes:
   1   the configuration is wrong, or a command could not do its work
   2   a listener could not be bound
   64  the command line is wrong
-`chat` has more of them; `chinwag chat --help` lists them.
+`chat` and `auth test` have more of them; their `--help` lists these.
 ";
 
 /// Runs the program with the kinds in `plugins`, on the arguments and the environment of the process. A `main` is this
@@ -110,7 +118,7 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
     let command = match Cli::try_parse_from(&arguments) {
         Ok(Cli { command }) => command,
         Err(mut error) => {
-            hide_passwords(&mut error, &arguments);
+            hide_secrets(&mut error, &arguments);
             // Help and version come this way too, on standard output. A closed pipe is not ours to mend.
             let _ = error.print();
             return if error.use_stderr() {
@@ -128,6 +136,8 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
         Some(Command::Chat(arguments)) => crate::chat::run(&arguments),
         #[cfg(all(feature = "bench", target_os = "linux"))]
         Some(Command::Bench(arguments)) => bench(&arguments),
+        #[cfg(feature = "auth-test")]
+        Some(Command::Auth(command)) => crate::authtest::run(plugins, &command),
         #[cfg(feature = "cert")]
         Some(Command::Cert(command)) => {
             crate::cert::run(&command).map(|text| say(io::stdout(), text))
@@ -137,21 +147,25 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            say(io::stderr(), &failure.message);
+            if !failure.message.is_empty() {
+                say(io::stderr(), &failure.message);
+            }
             ExitCode::from(failure.code)
         }
     }
 }
 
-/// Does not repeat what stands beside `--password`, which takes no value: it may well be one.
-fn hide_passwords(error: &mut clap::Error, arguments: &[OsString]) {
+/// Does not repeat what stands beside `--password` or `--token`, which take no value: it may well be one.
+fn hide_secrets(error: &mut clap::Error, arguments: &[OsString]) {
     use clap::error::{ContextKind, ContextValue};
     let behind = |text: &str| {
-        let joined = format!("--password={text}");
-        arguments.iter().any(|argument| *argument == *joined)
-            || arguments
-                .windows(2)
-                .any(|pair| pair[0] == "--password" && pair[1] == *text)
+        ["--password", "--token"].into_iter().any(|option| {
+            let joined = format!("{option}={text}");
+            arguments.iter().any(|argument| *argument == *joined)
+                || arguments
+                    .windows(2)
+                    .any(|pair| pair[0] == *option && pair[1] == *text)
+        })
     };
     for kind in [ContextKind::InvalidArg, ContextKind::InvalidValue] {
         if let Some(ContextValue::String(text)) = error.get(kind)
@@ -195,7 +209,7 @@ impl From<StartError> for Failure {
             message: error.to_string(),
             code: match error {
                 StartError::Config(_) => FAILED,
-                StartError::Listen(_) => NOT_BOUND,
+                StartError::Listen(_) | StartError::Unreachable(_) => NOT_BOUND,
             },
         }
     }
@@ -207,7 +221,7 @@ fn say(mut to: impl Write, text: impl Display) {
 }
 
 /// A configuration file with what is needed to read it.
-struct Configuration {
+pub(crate) struct Configuration {
     name: String,
     text: String,
     base: PathBuf,
@@ -215,7 +229,7 @@ struct Configuration {
 }
 
 impl Configuration {
-    fn builtin() -> Self {
+    pub(crate) fn builtin() -> Self {
         Self {
             name: "built-in configuration".into(),
             text: BUILTIN.into(),
@@ -224,7 +238,7 @@ impl Configuration {
         }
     }
 
-    fn file(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn file(path: &Path) -> Result<Self, Failure> {
         let name = path.display().to_string();
         let bytes = fs::read(path)
             .map_err(|error| Failure::new(format_args!("{name}: can't be read: {error}")))?;
@@ -246,7 +260,7 @@ impl Configuration {
         })
     }
 
-    fn read(&self, plugins: &Plugins) -> Result<Draft, ConfigError> {
+    pub(crate) fn read(&self, plugins: &Plugins) -> Result<Draft, ConfigError> {
         let source = Source {
             name: &self.name,
             text: &self.text,
@@ -283,7 +297,7 @@ fn serve(plugins: &Plugins, file: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// `workers` threads; 0: one per core. What is over the bound is refused later, by the check that the threads run.
-fn runtime(workers: usize) -> Result<Runtime, Failure> {
+pub(crate) fn runtime(workers: usize) -> Result<Runtime, Failure> {
     let mut builder = Builder::new_multi_thread();
     if workers > 0 {
         builder.worker_threads(workers.min(1024));
@@ -313,7 +327,14 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
             line.port()
         );
     }
-    let signal = signals.next().await;
+    let terminal = Terminal::of_this_process();
+    let signal = loop {
+        let signal = signals.next().await;
+        if signal != HANGUP || terminal.is_closed() {
+            break signal;
+        }
+        server.reload();
+    };
     info!(signal, "Stopping; a second signal stops at once.");
     tokio::select! {
         dropped = server.shut_down() => {
@@ -327,12 +348,30 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
     }
 }
 
-/// The signals that ask the program to stop.
+/// The name of the signal that means two things: the terminal was closed, or somebody wants files to be read anew.
+const HANGUP: &str = "SIGHUP";
+
+/// The terminal that the program was started at, where there is one.
+struct Terminal(Option<File>);
+
+impl Terminal {
+    fn of_this_process() -> Self {
+        Self(File::open("/dev/tty").ok())
+    }
+
+    /// Whether it was there and is no more. A process group that loses its terminal is not one that a service manager
+    /// runs.
+    fn is_closed(&self) -> bool {
+        self.0.as_ref().is_some_and(|tty| !tty.is_terminal())
+    }
+}
+
+/// The signals that a program hears.
 #[cfg(unix)]
 pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
-    /// The terminal was closed. `None` under `nohup`, which is meant to outlive it.
+    /// `None` under `nohup`, which is meant to outlive its terminal.
     hangup: Option<tokio::signal::unix::Signal>,
 }
 
@@ -364,7 +403,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
-            _ = hangup => "SIGHUP",
+            _ = hangup => HANGUP,
         }
     }
 
@@ -388,7 +427,7 @@ fn ignores_hangup(status: &str) -> bool {
         .is_some_and(|mask| mask & 1 == 1)
 }
 
-/// The signals that ask the program to stop.
+/// The signals that a program hears.
 #[cfg(not(unix))]
 pub(crate) struct Signals;
 
@@ -429,7 +468,7 @@ fn check(plugins: &Plugins, file: &Path) -> Result<(), Failure> {
 
 /// What a file that is right would do.
 fn summary(name: &str, loaded: &Loaded) -> String {
-    let mut rows: Vec<[String; 4]> = loaded
+    let mut rows: Vec<[String; 5]> = loaded
         .transports
         .iter()
         .map(|transport| {
@@ -437,7 +476,11 @@ fn summary(name: &str, loaded: &Loaded) -> String {
             [
                 format!("transports.{}", transport.name),
                 transport.kind.clone(),
-                transport.listener.bind.to_string(),
+                match transport.wire {
+                    Wire::Other => "its own".into(),
+                    Wire::Stream | Wire::Http => transport.listener.bind.to_string(),
+                },
+                speaks(transport.tls.as_deref()),
                 if auth.is_empty() {
                     "nobody gets in".into()
                 } else {
@@ -451,6 +494,13 @@ fn summary(name: &str, loaded: &Loaded) -> String {
             "metrics".into(),
             "http".into(),
             metrics.bind.to_string(),
+            speaks(
+                metrics
+                    .tls
+                    .as_ref()
+                    .and_then(|name| loaded.tls.get(name))
+                    .map(|tls| &**tls),
+            ),
             String::new(),
         ]
     }));
@@ -461,14 +511,15 @@ fn summary(name: &str, loaded: &Loaded) -> String {
             .max()
             .unwrap_or(0)
     };
-    let (first, second, third) = (width(0), width(1), width(2));
+    let (first, second, third, fourth) = (width(0), width(1), width(2), width(3));
     let mut text = match loaded.warnings.len() {
         0 => format!("{name}: ok"),
         1 => format!("{name}: ok, with 1 warning"),
         count => format!("{name}: ok, with {count} warnings"),
     };
-    for [table, kind, bind, auth] in &rows {
-        let row = format!("  {table:first$}  {kind:second$}  {bind:third$}  {auth}");
+    for [table, kind, bind, wire, auth] in &rows {
+        let row =
+            format!("  {table:first$}  {kind:second$}  {bind:third$}  {wire:fourth$}  {auth}");
         text = text + "\n" + row.trim_end();
     }
     if let Some(worst) = &loaded.memory {
@@ -476,6 +527,19 @@ fn summary(name: &str, loaded: &Loaded) -> String {
         text += &format!("\nmemory at the worst, of {budget}:\n{worst}");
     }
     text
+}
+
+/// What a listener speaks: plain text, or TLS by a table and with whose certificates.
+fn speaks(tls: Option<&Tls>) -> String {
+    let Some(tls) = tls else {
+        return "plain text".into();
+    };
+    let name = tls.name();
+    match tls.client_cert() {
+        ClientCert::None => format!("TLS: {name}"),
+        ClientCert::Optional => format!("TLS: {name}, client certificate optional"),
+        ClientCert::Required => format!("TLS: {name}, client certificate required"),
+    }
 }
 
 /// Loads a server; without an address one of this very program.
@@ -517,13 +581,11 @@ fn passwd(_file: &Path, _user: &str) -> Result<(), Failure> {
 /// Asks twice at a terminal, without showing what is typed; else takes one line of standard input.
 #[cfg(feature = "password")]
 fn ask_password(user: &str) -> Result<secrecy::SecretString, Failure> {
-    use std::io::IsTerminal;
-
     use crate::terminal::Silence;
 
     let unread = |error: io::Error| Failure::new(format_args!("can't read a password: {error}"));
     if !io::stdin().is_terminal() {
-        return first_line(io::stdin().lock()).map_err(unread);
+        return first_line(io::stdin().lock(), PASSWORD_LINE).map_err(unread);
     }
     let terminal = Silence::keep().map_err(unread)?;
     let password = terminal
@@ -540,11 +602,15 @@ fn ask_password(user: &str) -> Result<secrecy::SecretString, Failure> {
     Ok(password)
 }
 
-/// The first line of `input`, without its end. At most 4 KiB: a password is shorter, and what is longer is refused.
+/// The most that is read of a line with a password: one is shorter, and what is longer is refused.
 #[cfg(feature = "password")]
-fn first_line(input: impl io::BufRead) -> io::Result<secrecy::SecretString> {
+const PASSWORD_LINE: u64 = 4096;
+
+/// The first line of `input`, without its end, or as much of it as `most` bytes have.
+#[cfg(any(feature = "password", feature = "auth-test"))]
+pub(crate) fn first_line(input: impl io::BufRead, most: u64) -> io::Result<secrecy::SecretString> {
     let mut line = String::new();
-    io::BufRead::read_line(&mut input.take(4096), &mut line)?;
+    io::BufRead::read_line(&mut input.take(most), &mut line)?;
     let end = line.trim_end_matches(['\r', '\n']).len();
     line.truncate(end);
     Ok(line.into())
@@ -566,7 +632,7 @@ mod tests {
         let mut command = Cli::command().term_width(80);
         command.build();
         let mut text = command.render_help().to_string();
-        for name in ["serve", "check", "chat", "bench", "cert", "passwd"] {
+        for name in ["serve", "check", "chat", "bench", "auth", "cert", "passwd"] {
             let sub = command.find_subcommand_mut(name).unwrap();
             text = text + "\n---- " + name + "\n" + &sub.render_help().to_string();
         }
@@ -605,7 +671,7 @@ mod tests {
 
     #[cfg(unix)]
     #[tokio::test]
-    async fn a_hangup_drains_and_never_kills() {
+    async fn a_hangup_is_heard_and_never_insists() {
         use futures_util::FutureExt;
 
         let send = |signal: &str| {
@@ -649,7 +715,7 @@ mod tests {
             (" with space ", " with space "),
             ("", ""),
         ] {
-            let read = first_line(input.as_bytes()).unwrap();
+            let read = first_line(input.as_bytes(), PASSWORD_LINE).unwrap();
             assert_eq!(read.expose_secret(), password);
         }
     }

@@ -16,12 +16,16 @@
 //!
 //! [`Server`] starts the same thing inside another program, or inside a test.
 
+#[cfg(feature = "auth-test")]
+mod authtest;
 #[cfg(feature = "cert")]
 mod cert;
 #[cfg(feature = "chat")]
 mod chat;
 mod cli;
 mod config;
+#[cfg(feature = "http")]
+mod control;
 #[cfg(test)]
 mod dependencies;
 #[cfg(unix)]
@@ -30,7 +34,7 @@ mod logging;
 mod metrics;
 mod plugins;
 mod server;
-#[cfg(any(feature = "chat", feature = "password"))]
+#[cfg(any(feature = "auth-test", feature = "chat", feature = "password"))]
 mod terminal;
 #[cfg(feature = "web")]
 mod web;

@@ -1,6 +1,7 @@
 //! The listener that watchers ask: `/metrics`, `/livez` and `/readyz`, apart from every transport.
 //!
-//! It lives a little longer than the rest, so that a drain can be watched, and costs a bounded amount whoever connects:
+//! It lives a little longer than the rest, so that a drain can be watched, speaks TLS where it is told to, and costs a
+//! bounded amount whoever connects:
 //! one request a connection, few connections at a time, a time limit on each. Nobody can keep others out: whoever has
 //! not asked yet makes room for the next, and a descriptor is held back for when the process has no other.
 
@@ -20,7 +21,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use chinwag_core::Lifecycle;
+use chinwag_core::{Lifecycle, Telemetry, plugin::ManagerLink};
+use chinwag_transports::tls::{Alpn, Tls};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -29,6 +31,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -75,9 +78,34 @@ pub(crate) struct Health {
     draining: AtomicBool,
     /// Transports whose listener has failed; bounded by the number of transports.
     failed: Mutex<BTreeSet<String>>,
+    managers: Vec<ManagerLink>,
 }
 
 impl Health {
+    /// That of a server with these session managers.
+    pub(crate) fn new(managers: Vec<ManagerLink>) -> Self {
+        Self {
+            managers,
+            ..Self::default()
+        }
+    }
+
+    /// Tells which session managers are out of reach.
+    fn measure(&self, telemetry: &Telemetry) {
+        for link in &self.managers {
+            telemetry.manager_is_ready(&link.name, link.manager.is_ready());
+        }
+    }
+
+    /// What does not make the server unready, and needs somebody's eye.
+    fn warnings(&self) -> Vec<String> {
+        self.managers
+            .iter()
+            .filter(|link| !link.manager.is_ready())
+            .map(|link| format!("session manager {} is out of reach", link.name))
+            .collect()
+    }
+
     /// From now on the server is not ready.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -118,6 +146,8 @@ pub(crate) async fn upkeep(handle: PrometheusHandle, lifecycle: Lifecycle) {
 pub(crate) struct Endpoint {
     listener: TcpListener,
     address: SocketAddr,
+    /// `None`: plain text.
+    tls: Option<Arc<Tls>>,
     spare: Arc<Spare>,
     /// Whether accepting has failed and not succeeded since: said once.
     failing: bool,
@@ -128,15 +158,17 @@ pub(crate) struct Endpoint {
 struct Watched {
     metrics: PrometheusHandle,
     health: Arc<Health>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Endpoint {
-    pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         Ok(Self {
             listener,
             address,
+            tls,
             spare: Arc::new(Spare::new()),
             failing: false,
             header_timeout: HEADER_TIMEOUT,
@@ -153,9 +185,14 @@ impl Endpoint {
         mut self,
         metrics: PrometheusHandle,
         health: Arc<Health>,
+        telemetry: Arc<Telemetry>,
         lifecycle: Lifecycle,
     ) {
-        let watched = Arc::new(Watched { metrics, health });
+        let watched = Arc::new(Watched {
+            metrics,
+            health,
+            telemetry,
+        });
         let mut seats = Seats::new();
         loop {
             let accepted = async {
@@ -167,12 +204,18 @@ impl Endpoint {
                 accepted = accepted => accepted,
             };
             let (watched, spare) = (watched.clone(), self.spare.clone());
-            let header_timeout = self.header_timeout;
+            let (tls, header_timeout) = (self.tls.clone(), self.header_timeout);
             lifecycle.spawn(async move {
-                let answered = timeout(
-                    CONNECTION_TIMEOUT,
-                    answer_one(stream, watched, &seat, header_timeout),
-                );
+                let answered = timeout(CONNECTION_TIMEOUT, async {
+                    match tls {
+                        None => answer_one(stream, watched, &seat, header_timeout).await,
+                        Some(tls) => {
+                            if let Some(stream) = encrypted(stream, &tls).await {
+                                answer_one(stream, watched, &seat, header_timeout).await;
+                            }
+                        }
+                    }
+                });
                 tokio::select! {
                     answered = answered => if answered.is_err() {
                         debug!("A metrics connection took too long.");
@@ -287,9 +330,19 @@ impl Seats {
     }
 }
 
+/// The connection once hands are shaken. `None` where it came to nothing, which has been counted.
+async fn encrypted(
+    stream: TcpStream,
+    tls: &Arc<Tls>,
+) -> Option<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    let (local, remote) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    let accepted = tls.accept(stream, Alpn::Http, local, remote).await;
+    accepted.ok().map(|(stream, _peer)| stream)
+}
+
 /// Answers the one request of a connection.
 async fn answer_one(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     watched: Arc<Watched>,
     seat: &Seat,
     header_timeout: Duration,
@@ -312,6 +365,11 @@ async fn answer_one(
 }
 
 impl Watched {
+    fn render(&self) -> String {
+        self.health.measure(&self.telemetry);
+        self.metrics.render()
+    }
+
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         let json = "application/json";
         let text = "text/plain; charset=utf-8";
@@ -327,23 +385,26 @@ impl Watched {
             "/metrics" => (
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
-                self.metrics.render(),
+                self.render(),
             ),
             "/livez" => (StatusCode::OK, json, "{\"live\":true}\n".into()),
-            _ => match self.health.reasons() {
-                ready if ready.is_empty() => {
-                    (StatusCode::OK, json, "{\"ready\":true}\n".to_owned())
-                }
+            _ => {
                 // A table's name has nothing that JSON would have to escape.
-                reasons => (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    json,
-                    format!(
-                        "{{\"ready\":false,\"reasons\":[\"{}\"]}}\n",
-                        reasons.join("\",\"")
-                    ),
-                ),
-            },
+                let list = |name: &str, items: Vec<String>| match items.join("\",\"") {
+                    none if none.is_empty() => none,
+                    items => format!(",\"{name}\":[\"{items}\"]"),
+                };
+                let reasons = list("reasons", self.health.reasons());
+                let warnings = list("warnings", self.health.warnings());
+                let is_ready = reasons.is_empty();
+                let status = if is_ready {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
+                let body = format!("{{\"ready\":{is_ready}{reasons}{warnings}}}\n");
+                (status, json, body)
+            }
         };
         let mut response = Response::new(Full::new(Bytes::from(body)));
         *response.status_mut() = status;
@@ -384,7 +445,7 @@ mod tests {
         recorder
             .register_counter(&key, &Metadata::new("test", Level::INFO, None))
             .increment(3);
-        let mut endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap())
+        let mut endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), None)
             .await
             .unwrap();
         endpoint.header_timeout = header_timeout;
@@ -396,6 +457,7 @@ mod tests {
         let serve = endpoint.serve(
             recorder.handle(),
             running.health.clone(),
+            Telemetry::new(&recorder, &[], &[], &[], &[]),
             running.lifecycle.clone(),
         );
         running.lifecycle.spawn(serve);

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use chinwag_core::{
     EmbeddedLog, Log,
     plugin::{
-        Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, Validator,
-        ValidatorConfig,
+        Authenticator, AuthenticatorConfig, AuthenticatorContext, BuildError, SessionManager,
+        SessionManagerConfig, SessionManagerContext, Validator, ValidatorConfig, ValidatorContext,
     },
 };
 use chinwag_transports::{
@@ -19,7 +19,7 @@ use chinwag_transports::{
 
 use crate::config::{Problems, Table};
 
-/// The kinds of transport, authenticator and validator that a binary knows.
+/// The kinds of transport, authenticator, session manager and validator that a binary knows.
 ///
 /// ```no_run
 /// # use std::process::ExitCode;
@@ -32,6 +32,7 @@ use crate::config::{Problems, Table};
 pub struct Plugins {
     transports: BTreeMap<&'static str, TransportKind>,
     authenticators: BTreeMap<&'static str, ReadAuthenticator>,
+    session_managers: BTreeMap<&'static str, ReadManager>,
     validators: BTreeMap<&'static str, ReadValidator>,
     log: Option<Arc<dyn Log>>,
 }
@@ -39,6 +40,7 @@ pub struct Plugins {
 /// Reads a table into the configuration of a kind. `None` where it could not; the reasons are with the problems.
 pub(crate) type ReadTransport = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToBind>>;
 pub(crate) type ReadAuthenticator = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToBuild>>;
+pub(crate) type ReadManager = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToManage>>;
 pub(crate) type ReadValidator = fn(Table<'_>, &mut Problems) -> Option<Box<dyn ReadyToValidate>>;
 
 #[derive(Clone, Copy)]
@@ -55,7 +57,8 @@ impl Plugins {
     }
 
     /// The kinds that this build of chinwag has, one cargo feature for each: `tcp`, `websocket` and `http-polling`;
-    /// `anonymous` and `password`.
+    /// `anonymous`, `password`, `certificate`, `http`, `exec` and `jwt`;
+    /// for session managers `http` and `exec` again.
     #[must_use]
     pub fn builtin() -> Self {
         let plugins = Self::empty();
@@ -69,12 +72,18 @@ impl Plugins {
         let plugins = plugins.authenticator::<chinwag_auth::Anonymous>();
         #[cfg(feature = "password")]
         let plugins = plugins.authenticator::<chinwag_auth::Password>();
+        #[cfg(feature = "certificate")]
+        let plugins = plugins.authenticator::<chinwag_auth::Certificate>();
         #[cfg(feature = "http")]
         let plugins = plugins.authenticator::<chinwag_auth::Http>();
         #[cfg(feature = "exec")]
         let plugins = plugins.authenticator::<chinwag_auth::Exec>();
         #[cfg(feature = "jwt")]
         let plugins = plugins.authenticator::<chinwag_auth::Jwt>();
+        #[cfg(feature = "http")]
+        let plugins = plugins.session_manager::<chinwag_auth::HttpManager>();
+        #[cfg(feature = "exec")]
+        let plugins = plugins.session_manager::<chinwag_auth::ExecManager>();
         plugins
     }
 
@@ -108,6 +117,23 @@ impl Plugins {
         assert!(
             taken.is_none(),
             "authenticator kind {:?} added twice",
+            C::KIND
+        );
+        self
+    }
+
+    /// Adds a kind of session manager.
+    ///
+    /// # Panics
+    /// If the kind is taken: that is a bug in the binary, not in a file.
+    #[must_use]
+    pub fn session_manager<C: SessionManagerConfig>(mut self) -> Self {
+        let read: ReadManager =
+            |table, problems| Some(Box::new(BuildsManager(table.read_sound::<C>(problems)?)));
+        let taken = self.session_managers.insert(C::KIND, read);
+        assert!(
+            taken.is_none(),
+            "session manager kind {:?} added twice",
             C::KIND
         );
         self
@@ -147,6 +173,10 @@ impl Plugins {
         &self.authenticators
     }
 
+    pub(crate) fn session_managers(&self) -> &BTreeMap<&'static str, ReadManager> {
+        &self.session_managers
+    }
+
     pub(crate) fn validators(&self) -> &BTreeMap<&'static str, ReadValidator> {
         &self.validators
     }
@@ -157,6 +187,7 @@ impl fmt::Debug for Plugins {
         f.debug_struct("Plugins")
             .field("transports", &self.transports.keys())
             .field("authenticators", &self.authenticators.keys())
+            .field("session_managers", &self.session_managers.keys())
             .field("validators", &self.validators.keys())
             .finish()
     }
@@ -167,6 +198,7 @@ impl fmt::Debug for Plugins {
 pub(crate) trait ReadyToBind: Send + Sync {
     fn check(&self, listener: &ListenerConfig) -> Result<(), Vec<BuildError>>;
     fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)>;
+    fn is_public(&self) -> bool;
     async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError>;
 }
 
@@ -178,6 +210,10 @@ impl<C: TransportConfig> ReadyToBind for C {
 
     fn paths(&self) -> Vec<(&'static str, Cow<'_, str>)> {
         TransportConfig::paths(self)
+    }
+
+    fn is_public(&self) -> bool {
+        TransportConfig::is_public(self)
     }
 
     async fn bind(self: Box<Self>, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
@@ -206,16 +242,37 @@ impl<C: AuthenticatorConfig> ReadyToBuild for BuildsAuthenticator<C> {
     }
 }
 
+/// [`SessionManagerConfig`] as an object: a session manager whose table has been read.
+#[async_trait]
+pub(crate) trait ReadyToManage: Send {
+    async fn build(
+        self: Box<Self>,
+        cx: SessionManagerContext,
+    ) -> Result<Arc<dyn SessionManager>, BuildError>;
+}
+
+struct BuildsManager<C>(C);
+
+#[async_trait]
+impl<C: SessionManagerConfig> ReadyToManage for BuildsManager<C> {
+    async fn build(
+        self: Box<Self>,
+        cx: SessionManagerContext,
+    ) -> Result<Arc<dyn SessionManager>, BuildError> {
+        self.0.build(cx).await
+    }
+}
+
 /// [`ValidatorConfig`] as an object: a validator whose table has been read.
 pub(crate) trait ReadyToValidate: Send {
-    fn build(self: Box<Self>) -> Result<Arc<dyn Validator>, BuildError>;
+    fn build(self: Box<Self>, cx: ValidatorContext) -> Result<Arc<dyn Validator>, BuildError>;
 }
 
 struct BuildsValidator<C>(C);
 
 impl<C: ValidatorConfig> ReadyToValidate for BuildsValidator<C> {
-    fn build(self: Box<Self>) -> Result<Arc<dyn Validator>, BuildError> {
-        self.0.build()
+    fn build(self: Box<Self>, cx: ValidatorContext) -> Result<Arc<dyn Validator>, BuildError> {
+        self.0.build(cx)
     }
 }
 
@@ -229,7 +286,7 @@ mod tests {
 
     impl ValidatorConfig for Loud {
         const KIND: &'static str = "loud";
-        fn build(self) -> Result<Arc<dyn Validator>, BuildError> {
+        fn build(self, _: ValidatorContext) -> Result<Arc<dyn Validator>, BuildError> {
             Err(BuildError::new("never built"))
         }
     }

@@ -2,16 +2,23 @@
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use chinwag_core::{ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, clock};
-use chinwag_transports::{BindContext, BindError, Listeners, Transport};
-use tracing::{error, info};
+use chinwag_core::{
+    ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, TlsMetrics, clock, plugin::Meter,
+};
+#[cfg(feature = "http")]
+use chinwag_transports::HttpListener;
+use chinwag_transports::{BindContext, BindError, Listeners, LocalAddr, Transport, tls::Tls};
+use tokio::{sync::Notify, time::timeout};
+use tracing::{error, info, instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
+#[cfg(feature = "http")]
+use crate::control;
 #[cfg(unix)]
 use crate::descriptors;
 #[cfg(feature = "web")]
 use crate::web;
 use crate::{
-    config::{ConfigError, Draft, Loaded, LoadedTransport, Source},
+    config::{ConfigError, Draft, Loaded, LoadedManager, LoadedTransport, OnUnreachable, Source},
     metrics::{self, Endpoint, Health},
     plugins::{Plugins, ReadyToBind},
 };
@@ -31,10 +38,14 @@ pub struct Server {
     life: Life,
     /// The metrics endpoint has a life of its own, so that a drain can be watched to its end.
     watch: Life,
-    addresses: BTreeMap<String, SocketAddr>,
+    addresses: BTreeMap<String, LocalAddr>,
     metrics: Option<SocketAddr>,
+    control: Option<SocketAddr>,
     health: Arc<Health>,
     grace: Duration,
+    tls: Vec<Arc<Tls>>,
+    /// Asks for the files of TLS to be read anew.
+    reload: Arc<Notify>,
 }
 
 impl Server {
@@ -58,14 +69,22 @@ impl Server {
     /// Starts what `draft` names.
     pub(crate) async fn launch(draft: Draft) -> Result<Self, StartError> {
         let life = Life::default();
-        let loaded = draft.build(&life.0).await?;
+        let recorder = metrics::recorder();
+        let rendered = recorder.handle();
+        let meter = Meter::new(recorder);
+        let loaded = draft.measured(meter.clone()).build(&life.0).await?;
         loaded.tell();
         #[cfg(unix)]
         descriptors::provide(&loaded);
         let Loaded {
+            base,
             hub: config,
+            tls,
             transports,
             authenticators,
+            managers,
+            #[cfg(feature = "http")]
+            control,
             metrics,
             #[cfg(feature = "web")]
             page,
@@ -74,47 +93,75 @@ impl Server {
         } = loaded;
         let grace = config.server.shutdown_grace.0;
         let idle = config.sessions.timeout.0;
-        let recorder = metrics::recorder();
-        let rendered = recorder.handle();
         let names: Vec<&str> = transports
             .iter()
             .map(|transport| transport.name.as_str())
             .collect();
+        #[cfg(feature = "http")]
+        let names = [names, control.iter().map(|_| control::NAME).collect()].concat();
+        let told: Vec<&str> = managers.iter().map(|manager| &*manager.link.name).collect();
         let asked: Vec<&str> = authenticators.iter().map(String::as_str).collect();
-        let telemetry = Telemetry::new(&recorder, &names, &asked, &[]);
+        let shadows: Vec<(&str, &str)> = transports
+            .iter()
+            .flat_map(|transport| &transport.auth)
+            .filter_map(|link| Some((&*link.name, &*link.shadow.as_ref()?.name)))
+            .collect();
+        let telemetry = Telemetry::new(meter.recorder(), &names, &asked, &shadows, &told);
         let hub = Hub::start(config, telemetry, life.0.clone())
             .map_err(|faults| Loaded::refuse(&document, &faults))?;
 
+        for (name, table) in &tls {
+            let metrics = TlsMetrics::register(meter.recorder(), name, &table.expiring());
+            table.follow(&life.0, metrics);
+        }
+
         let mut failures = Vec::new();
-        let mut bound: Vec<(String, Box<dyn Transport>)> = Vec::new();
+        let mut bound = Vec::new();
         let listeners = Listeners::default();
         #[cfg(feature = "web")]
         let mut shared = None;
         for transport in transports {
-            let name = transport.name.clone();
-            let (ready, cx) = context(transport, &hub, &listeners, idle);
+            let (name, speaks) = (transport.name.clone(), transport.tls.clone());
+            let (ready, cx) = context(transport, &base, &hub, &listeners, idle);
             #[cfg(feature = "web")]
             if page.as_ref().is_some_and(|page| page.transport == name) {
-                shared = Some(cx.clone());
+                let scheme = if speaks.is_some() { "https" } else { "http" };
+                shared = Some((cx.clone(), scheme));
             }
             match ready.bind(cx).await {
-                Ok(transport) => bound.push((name, transport)),
+                Ok(transport) => bound.push((name, speaks, transport)),
                 Err(error) => failures.push(ListenError::Transport(error)),
             }
         }
         // Where a transport could not be bound there is enough to say already.
         #[cfg(feature = "web")]
         if failures.is_empty()
-            && let (Some(page), Some(cx)) = (page, shared)
+            && let (Some(page), Some((cx, scheme))) = (page, shared)
         {
             match web::serve(&cx, &page.settings).await {
-                Ok(address) => info!("The chat page is at http://{address}/"),
+                Ok(address) => info!("The chat page is at {scheme}://{address}/"),
                 Err(error) => failures.push(ListenError::Page(error)),
             }
         }
+        #[cfg(feature = "http")]
+        let orders = match control {
+            None => None,
+            Some(control) => {
+                let tls = control.tls.clone();
+                match control::bind(&hub, control).await {
+                    Ok(listener) => Some((listener, tls)),
+                    Err(error) => {
+                        failures.push(ListenError::Control(error));
+                        None
+                    }
+                }
+            }
+        };
+        let named = metrics.as_ref().and_then(|metrics| metrics.tls.as_ref());
+        let watch_tls = named.and_then(|name| tls.get(name).cloned());
         let endpoint = match metrics {
             None => None,
-            Some(metrics) => match Endpoint::bind(metrics.bind).await {
+            Some(metrics) => match Endpoint::bind(metrics.bind, watch_tls.clone()).await {
                 Ok(endpoint) => Some(endpoint),
                 Err(source) => {
                     failures.push(ListenError::Metrics {
@@ -133,32 +180,87 @@ impl Server {
             return Err(StartError::Listen(failures));
         }
 
+        let links = managers
+            .iter()
+            .map(|manager| manager.link.clone())
+            .collect();
         let mut server = Self {
             hub,
             life,
             watch: Life::default(),
             addresses: BTreeMap::new(),
             metrics: endpoint.as_ref().map(Endpoint::address),
-            health: Arc::default(),
+            control: None,
+            health: Arc::new(Health::new(links)),
             grace,
+            tls: tls.into_values().collect(),
+            reload: Arc::default(),
         };
-        for (name, transport) in bound {
-            server.serve(name, transport);
+        #[cfg(feature = "http")]
+        if let Some((listener, tls)) = orders {
+            server.take_orders(listener, tls.as_deref());
         }
+        server.reach(managers).await?;
+        for (name, speaks, transport) in bound {
+            server.serve(name, speaks.as_deref(), transport);
+        }
+        server.hear_reloads();
         let upkeep = metrics::upkeep(rendered.clone(), server.life.0.clone());
         server.life.0.spawn(upkeep);
         if let Some(endpoint) = endpoint {
-            info!(transport = %"metrics", addr = %endpoint.address(), "listening");
+            let tls = watch_tls.as_ref().map(|tls| &**tls.name());
+            info!(transport = %"metrics", addr = %endpoint.address(), tls, "listening");
             let lifecycle = server.watch.0.clone();
-            let serve = endpoint.serve(rendered, server.health.clone(), lifecycle);
+            let (health, telemetry) = (server.health.clone(), server.hub.telemetry().clone());
+            let serve = endpoint.serve(rendered, health, telemetry, lifecycle);
             server.watch.0.spawn(serve);
         }
         Ok(server)
     }
 
-    fn serve(&mut self, name: String, transport: Box<dyn Transport>) {
+    #[cfg(feature = "http")]
+    fn take_orders(&mut self, listener: HttpListener, speaks: Option<&Tls>) {
+        let address = listener.local_addr();
+        let tls = speaks.map(|tls| &**tls.name());
+        info!(transport = %control::NAME, addr = %address, tls, "listening");
+        self.control = Some(address);
+        self.life.0.spawn(async move { listener.serve().await });
+    }
+
+    /// Reaches for the session managers; those whose tables ask for it have to be there.
+    async fn reach(&self, managers: Vec<LoadedManager>) -> Result<(), StartError> {
+        for LoadedManager {
+            link,
+            on_unreachable,
+        } in managers
+        {
+            let name = link.name.clone();
+            let reached = async move {
+                let reached = timeout(link.timeout, link.manager.reach()).await;
+                reached.unwrap_or_else(|_| Err("it did not answer in time".into()))
+            };
+            match on_unreachable {
+                OnUnreachable::Fail => reached.await.map_err(|why| {
+                    StartError::Unreachable(format!("session_managers.{name}: {why}"))
+                })?,
+                OnUnreachable::Warn => self.life.0.spawn(async move {
+                    if let Err(why) = reached.await {
+                        warn!(session_manager = %name, why, "A session manager is out of reach; each log-in tries again.");
+                    }
+                }),
+                OnUnreachable::Silent => {
+                    let reached = reached.with_subscriber(NoSubscriber::new());
+                    self.life.0.spawn(async move { drop(reached.await) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, name: String, speaks: Option<&Tls>, transport: Box<dyn Transport>) {
         let address = transport.local_addr();
-        info!(transport = %name, addr = %address, "listening");
+        let tls = speaks.map(|tls| &**tls.name());
+        info!(transport = %name, addr = %address, tls, "listening");
         self.addresses.insert(name.clone(), address);
         let health = self.health.clone();
         self.life.0.spawn(async move {
@@ -169,16 +271,58 @@ impl Server {
         });
     }
 
-    /// The address that a transport took; where the file says port 0, with the port that the system chose.
+    fn hear_reloads(&self) {
+        if self.tls.is_empty() {
+            return;
+        }
+        let (tables, reload) = (self.tls.clone(), self.reload.clone());
+        let lifecycle = self.life.0.clone();
+        self.life.0.spawn(async move {
+            let read = async {
+                loop {
+                    reload.notified().await;
+                    for tls in &tables {
+                        // What came of it is logged and counted there.
+                        let _ = tls.reload().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = lifecycle.draining() => {}
+                () = read => {}
+            }
+        });
+    }
+
+    /// Has the files of every `[tls.NAME]` read anew, whether or not they have changed, and returns at once. What can't
+    /// be used stays as it was; the outcome is logged and counted. Asked several times while that goes on, it is done
+    /// once more.
+    pub fn reload(&self) {
+        if self.tls.is_empty() {
+            info!("No [tls.NAME] has files to read anew; a changed configuration takes a restart.");
+        } else {
+            info!("Reading TLS files anew.");
+            self.reload.notify_one();
+        }
+    }
+
+    /// The address that a transport took; where the file says port 0, with the port that the system chose. `None`: there
+    /// is no such transport, or it listens on something else than an address of IP.
     #[must_use]
     pub fn addr(&self, transport: &str) -> Option<SocketAddr> {
-        self.addresses.get(transport).copied()
+        self.addresses.get(transport)?.ip()
     }
 
     /// The address that `/metrics`, `/livez` and `/readyz` took, where the file has `[metrics]`.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics
+    }
+
+    /// The address that orders are taken at, where the file has `[control]`.
+    #[must_use]
+    pub fn control_addr(&self) -> Option<SocketAddr> {
+        self.control
     }
 
     /// Where rooms and sessions live.
@@ -226,6 +370,7 @@ impl Drop for Life {
 /// A transport with what it is bound with.
 fn context(
     transport: LoadedTransport,
+    base: &Path,
     hub: &Hub,
     listeners: &Listeners,
     idle: Duration,
@@ -244,7 +389,9 @@ fn context(
         hub.clone(),
         scope,
         listeners.clone(),
-    );
+    )
+    .with_base(base)
+    .with_tls(transport.tls);
     (transport.ready, cx)
 }
 
@@ -274,6 +421,9 @@ pub enum StartError {
     /// Listeners that could not be bound: every one of them.
     #[error("{}", lines(.0))]
     Listen(Vec<ListenError>),
+    /// A session manager with `on_unreachable = "fail"` that is out of reach: which, and why.
+    #[error("error: {0}")]
+    Unreachable(String),
 }
 
 /// Why one listener could not be bound.
@@ -287,6 +437,10 @@ pub enum ListenError {
     #[cfg(feature = "web")]
     #[error("web: the page can't be served")]
     Page(#[source] BindError),
+    /// That of `[control]`.
+    #[cfg(feature = "http")]
+    #[error("control: orders can't be taken")]
+    Control(#[source] BindError),
     /// That of `[metrics]`.
     #[error("metrics: can't bind {address}")]
     Metrics {
@@ -357,7 +511,7 @@ mod tests {
                 word: self.word,
                 listener: listener.map_err(|source| BindError::Address {
                     transport: cx.name.clone(),
-                    address,
+                    address: address.into(),
                     source,
                 })?,
                 lifecycle: cx.hub.lifecycle().clone(),
@@ -367,8 +521,8 @@ mod tests {
 
     #[async_trait]
     impl Transport for Speaking {
-        fn local_addr(&self) -> SocketAddr {
-            self.listener.local_addr().unwrap()
+        fn local_addr(&self) -> LocalAddr {
+            self.listener.local_addr().unwrap().into()
         }
 
         async fn serve(self: Box<Self>) -> Result<(), ServeError> {

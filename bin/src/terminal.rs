@@ -40,7 +40,7 @@ impl Silence {
     ///
     /// # Errors
     /// The terminal is gone, or at its end.
-    #[cfg(feature = "password")]
+    #[cfg(any(feature = "auth-test", feature = "password"))]
     pub(crate) fn ask(&self, question: &str) -> io::Result<SecretString> {
         ask(question)
     }

@@ -25,6 +25,9 @@ const CONNECTION: u128 = 3 << 10;
 /// What HTTP has beside, while a request is read and answered: two buffers for heads of 16 KiB, one of 8 KiB, and the
 /// parser's state.
 const HTTP_TURN: u128 = 44 << 10;
+/// What TLS has for a connection at most: a record that is coming, one that was decrypted, one that the kernel did not
+/// take, 18 KiB each, and its keys.
+const TLS: u128 = 64 << 10;
 /// One stay in a room, in the session, the room and its lane: 0.7 KiB measured.
 const MEMBERSHIP: u128 = 1 << 10;
 /// An empty room: 2.9 KiB measured, with one member.
@@ -45,6 +48,10 @@ const RATE_KEY: u128 = 256;
 const REMEMBERED: u128 = 10_000;
 /// Each of them.
 const TOMBSTONE: u128 = 320;
+/// Log-ins that are judged to the end though nobody waits for the verdict; see `chinwag_core`'s sessions.
+const UNATTENDED: u128 = 2048;
+/// Each of them, with what it presents, which came in a frame of 8 KiB at most.
+const LOGIN: u128 = 12 << 10;
 /// What the password hashes that `chinwag passwd` makes are computed in.
 const HASH: u128 = 19 << 20;
 /// What the kernel may keep for one connection, which is nobody's resident memory: its buffers, doubled by its books.
@@ -55,6 +62,8 @@ const MOST: u128 = 80;
 /// The most memory that the limits allow.
 pub(crate) struct Worst {
     parts: Vec<Part>,
+    /// What the kernel may keep for all connections, which is not in the sum.
+    kernel: u128,
 }
 
 /// One part of it.
@@ -87,7 +96,10 @@ impl Worst {
         let limits = &hub.limits;
         let polls = sockets.iter().any(|socket| socket.has("http-polling"));
         let clients = Clients::of(limits, sockets, polls);
-        let mut worst = Self { parts: Vec::new() };
+        let mut worst = Self {
+            parts: Vec::new(),
+            kernel: connections(sockets).saturating_mul(wide(KERNEL.0)),
+        };
         worst.add(
             "the program",
             format!("{} + workers {workers} x {}", Human(PROGRAM), Human(WORKER)),
@@ -100,7 +112,7 @@ impl Worst {
         worst.add(
             "sessions",
             format!("{} x {}", clients.shown, Human(SESSION)),
-            &["limits.sessions"],
+            &clients.keys(),
             clients.count.saturating_mul(SESSION),
         );
         worst.queues(limits, &clients, polls);
@@ -115,6 +127,12 @@ impl Worst {
         }
         worst.rooms(hub, &clients);
         worst.registries(limits);
+        worst.add(
+            "log-ins that are judged though their clients have gone",
+            format!("{UNATTENDED} x {}", Human(LOGIN)),
+            &[],
+            UNATTENDED.saturating_mul(LOGIN),
+        );
         if hash_threads > 0 {
             worst.add(
                 "hashing of passwords",
@@ -151,10 +169,11 @@ impl Worst {
             each = each.saturating_add(HTTP_TURN);
             shown = format!("{} + 2 x {frame}", Human(CONNECTION + HTTP_TURN));
         }
-        let key = format!(
-            "transports.{}.max_connections",
-            names.first().unwrap_or(&"")
-        );
+        if socket.is_tls {
+            each = each.saturating_add(TLS);
+            shown = format!("{shown} + TLS {}", Human(TLS));
+        }
+        let key = socket.key();
         let mut keys = vec![key.as_str(), "limits.frame_bytes"];
         if socket.has("http-polling") {
             // An answer under way is a copy of what the queue still keeps.
@@ -185,10 +204,12 @@ impl Worst {
         };
         let (each, shown) = queue(key, bytes, limits);
         let lowers = key.strip_suffix(".bytes").unwrap_or(key);
+        let mut keys = clients.keys();
+        keys.insert(0, lowers);
         self.add(
             "queues of clients that do not read",
             format!("{} x {shown}", clients.shown),
-            &[lowers, "limits.sessions"],
+            &keys,
             clients.count.saturating_mul(each),
         );
     }
@@ -202,24 +223,22 @@ impl Worst {
         let stays = clients.count.saturating_mul(wide(limits.rooms_per_session));
         let members = tables().map(|room| room.members).max().unwrap_or(0);
         let places = count.saturating_mul(wide(members));
-        let (bytes, shown, key) = if stays <= places {
+        let (bytes, shown, keys) = if stays <= places {
             let shown = with("limits.rooms_per_session", limits.rooms_per_session);
-            (
-                stays,
-                format!("{} x {shown}", clients.shown),
-                "limits.rooms_per_session",
-            )
+            let mut keys = clients.keys();
+            keys.insert(0, "limits.rooms_per_session");
+            (stays, format!("{} x {shown}", clients.shown), keys)
         } else {
             (
                 places,
                 format!("{rooms} x {}", with("room.members", members)),
-                "room.members",
+                vec!["room.members", "limits.rooms"],
             )
         };
         self.add(
             "memberships",
             format!("{shown} x {}", Human(MEMBERSHIP)),
-            &[key],
+            &keys,
             bytes.saturating_mul(MEMBERSHIP),
         );
         self.add(
@@ -273,8 +292,8 @@ impl Worst {
         self.inboxes(limits, clients, &rooms);
     }
 
-    /// What was said and is not handed out yet: bounded by rooms, and where sends have a rate by what all may say at
-    /// once.
+    /// What was said and is not handed out yet: bounded by rooms, and where sends have a rate by what all may say while
+    /// a lane is as late as a reader may be.
     fn inboxes(&mut self, limits: &LimitsConfig, clients: &Clients, rooms: &str) {
         let by_rooms = wide(limits.rooms)
             .saturating_mul(wide(limits.room_inbox.0))
@@ -287,22 +306,24 @@ impl Worst {
             ),
             vec!["limits.room_inbox", "limits.rooms"],
         );
-        if let Rate::Limited { burst, .. } = limits.sends {
+        if let Rate::Limited { rate, per, burst } = limits.sends {
             let each = wide(limits.message_bytes.0).saturating_add(1 << 10);
-            let by_sends = clients
-                .count
-                .saturating_mul(u128::from(burst))
-                .saturating_mul(each);
+            let late = limits.slow_after.0.as_nanos();
+            let sends = u128::from(rate)
+                .saturating_mul(late)
+                .div_ceil(per.as_nanos().max(1))
+                .saturating_add(u128::from(burst));
+            let by_sends = clients.count.saturating_mul(sends).saturating_mul(each);
             if by_sends < by_rooms {
                 part = (
                     by_sends,
                     format!(
-                        "{} x {} x ({} + 1KiB)",
+                        "{} x {sends} by limits.sends in {} x ({} + 1KiB)",
                         clients.shown,
-                        with("limits.sends.burst", burst),
+                        with("limits.slow_after", limits.slow_after),
                         with("limits.message_bytes", limits.message_bytes)
                     ),
-                    vec!["limits.sends", "limits.message_bytes", "limits.sessions"],
+                    [vec!["limits.sends", "limits.message_bytes"], clients.keys()].concat(),
                 );
             }
         }
@@ -361,18 +382,28 @@ impl Worst {
             keys.join(", ")
         );
         text += &format!(
-            "  Not counted: what the allocator loses, often a fifth; buffers of the kernel, up to {KERNEL} for each \
-             connection; replies that wait for one before them; plug-ins; password hashes that take more than {}.",
+            "  Not counted either: what the allocator loses, often a fifth; replies that wait for one before them; \
+             plug-ins; password hashes that take more than {}.",
             Human(HASH)
         );
         text
     }
 }
 
+/// Connections that may be open at a time.
+fn connections(sockets: &[ListeningSocket<'_>]) -> u128 {
+    sockets
+        .iter()
+        .map(|socket| wide(socket.max_connections))
+        .fold(0, u128::saturating_add)
+}
+
 /// Who may be served at a time.
 struct Clients {
     count: u128,
     shown: String,
+    /// The keys that bound them.
+    keys: Vec<String>,
     /// Whether any keep a connection open and are written to.
     pushed: bool,
 }
@@ -380,10 +411,7 @@ struct Clients {
 impl Clients {
     /// Without polling a session is a connection too, of which there may be fewer.
     fn of(limits: &LimitsConfig, sockets: &[ListeningSocket<'_>], polls: bool) -> Self {
-        let connections = sockets
-            .iter()
-            .map(|socket| wide(socket.max_connections))
-            .fold(0, u128::saturating_add);
+        let connections = connections(sockets);
         let sessions = wide(limits.sessions);
         let pushed = sockets
             .iter()
@@ -393,19 +421,31 @@ impl Clients {
             Self {
                 count: connections,
                 shown: format!("{connections} connections"),
+                keys: sockets.iter().map(ListeningSocket::key).collect(),
                 pushed,
             }
         } else {
             Self {
                 count: sessions,
                 shown: with("limits.sessions", limits.sessions),
+                keys: vec!["limits.sessions".to_owned()],
                 pushed,
             }
         }
     }
+
+    fn keys(&self) -> Vec<&str> {
+        self.keys.iter().map(String::as_str).collect()
+    }
 }
 
 impl ListeningSocket<'_> {
+    /// The key that bounds its connections.
+    fn key(&self) -> String {
+        let first = self.transports.first().map_or("", |&(name, _)| name);
+        format!("transports.{first}.max_connections")
+    }
+
     fn has(&self, kind: &str) -> bool {
         self.transports.iter().any(|&(_, own)| own == kind)
     }
@@ -438,7 +478,12 @@ impl fmt::Display for Worst {
             } = part;
             writeln!(f, "  {:>8}  {what}: {product}", Human(*bytes).to_string())?;
         }
-        write!(f, "  {:>8}  in all", Human(self.bytes()).to_string())
+        writeln!(f, "  {:>8}  in all", Human(self.bytes()).to_string())?;
+        write!(
+            f,
+            "  Not in it: the kernel's buffers, at most {} for the connections, {KERNEL} each.",
+            Human(self.kernel)
+        )
     }
 }
 
@@ -539,6 +584,45 @@ mod tests {
         assert_eq!(
             bytes(&worst(&hub, &[("http-polling", Wire::Http)]), "ended"),
             0
+        );
+    }
+
+    #[test]
+    fn the_keys_to_lower_are_those_that_bound_the_sum() {
+        let mut hub = HubConfig::default();
+        hub.limits.sessions = 1_000_000;
+        let refusal = worst(&hub, &[("tcp", Wire::Stream)]).refusal(Size(1 << 20));
+        let advice = refusal.lines().find(|line| line.contains("lower these"));
+        let advice = advice.expect("there is always a key");
+        assert!(
+            advice.contains("transports.tcp.max_connections"),
+            "{refusal}"
+        );
+        assert!(!advice.contains("limits.sessions"), "{refusal}");
+    }
+
+    #[test]
+    fn tls_and_the_kernel_take_their_part() {
+        let hub = HubConfig::default();
+        let plain = worst(&hub, &[("tcp", Wire::Stream)]);
+        let mut listener = toml::from_str("bind = \"127.0.0.1:1\"").unwrap();
+        let of = |listener: &_| {
+            let listening = Listening {
+                name: "tcp",
+                kind: "tcp",
+                wire: Wire::Stream,
+                listener,
+            };
+            Worst::of(&hub, &sockets([listening]), 0, 1)
+        };
+        assert_eq!(of(&listener).bytes(), plain.bytes());
+        listener.tls = Some("site".to_owned());
+        let connections = wide(listener.max_connections);
+        assert_eq!(of(&listener).bytes(), plain.bytes() + connections * TLS);
+        assert!(
+            plain
+                .to_string()
+                .contains("kernel's buffers, at most 42.8GiB")
         );
     }
 

@@ -50,6 +50,8 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> Option<Overlap> {
 impl Draft {
     /// Applies every rule between tables that needs nothing built.
     pub(super) fn check_tables(&mut self) {
+        self.check_tls();
+        self.check_managers();
         self.check_transports();
         self.check_shared_binds();
         self.check_metrics();
@@ -153,13 +155,22 @@ impl Draft {
             || self
                 .problems
                 .is_at_fault(&KeyPath::new(["metrics", "insecure"]));
-        if !insecure && !is_loopback(metrics.bind.ip()) {
+        let tls =
+            metrics.tls.is_some() || self.problems.is_at_fault(&KeyPath::new(["metrics", "tls"]));
+        if !insecure && !tls && !is_loopback(metrics.bind.ip()) {
             self.problems.error(
                 place.clone(),
                 format!(
-                    "{key}: this address is reached by other machines in plain text; bind a loopback address, or say \
-                     insecure = true"
+                    "{key}: this address is reached by other machines in plain text; name a table [tls.NAME] with \
+                     tls = \"NAME\", bind a loopback address, or say insecure = true"
                 ),
+            );
+        }
+        if metrics.insecure && metrics.tls.is_some() {
+            let key = KeyPath::new(["metrics", "insecure"]);
+            self.problems.error(
+                self.document.locate(&key, Part::Value),
+                format!("{key}: allows plain text, and tls leaves none; take one of them out"),
             );
         }
         let taken = self.transports.iter().find(|transport| {
@@ -176,6 +187,19 @@ impl Draft {
                 ),
             );
         }
+    }
+
+    /// The table whose listener has that address, or takes it too.
+    pub(super) fn taken_by(&self, address: SocketAddr) -> Option<String> {
+        let transports = self.transports.iter().filter_map(|transport| {
+            let listener = transport.listener.as_ref()?;
+            Some((transport.path.to_string(), listener.bind))
+        });
+        let metrics = self.metrics.iter();
+        let metrics = metrics.map(|metrics| ("metrics".to_owned(), metrics.bind));
+        transports
+            .chain(metrics)
+            .find_map(|(name, bind)| overlap(address, bind).map(|_| name))
     }
 
     fn check_auth(&mut self) {
@@ -221,10 +245,38 @@ impl Draft {
             }
         }
         for authenticator in &self.authenticators {
+            let Some(shadow) = &authenticator.shadow else {
+                continue;
+            };
+            let key = authenticator.path.key("shadow");
+            let place = self.document.locate(&key, Part::Value);
+            let is_written = written
+                .and_then(Value::as_dict)
+                .is_some_and(|tables| tables.contains_key(shadow));
+            if *shadow == authenticator.name {
+                self.problems.error(
+                    place,
+                    format!("{key}: it can't be its own shadow; name another authenticator"),
+                );
+            } else if !is_written {
+                let others = names.iter().copied();
+                let others = others.filter(|name| *name != authenticator.name);
+                let hint = hint(shadow, others, "there are");
+                self.problems.error(
+                    place,
+                    format!("{key}: no authenticator is called {shadow:?}{hint}"),
+                );
+            }
+            used.insert(shadow.as_str());
+        }
+        for authenticator in &self.authenticators {
             if !used.contains(authenticator.name.as_str()) {
                 self.problems.warn(
                     self.document.locate(&authenticator.path, Part::Key),
-                    format!("{}: no transport asks it in `auth`", authenticator.path),
+                    format!(
+                        "{}: no transport asks it in `auth`, and it is nobody's `shadow`",
+                        authenticator.path
+                    ),
                 );
             }
         }
@@ -326,6 +378,7 @@ pub(super) fn differing(one: &ListenerConfig, other: &ListenerConfig) -> Vec<&'s
             "header_timeout" => to.header_timeout = from.header_timeout,
             "body_timeout" => to.body_timeout = from.body_timeout,
             "write_timeout" => to.write_timeout = from.write_timeout,
+            "tls" => to.tls.clone_from(&from.tls),
             _ => break,
         }
     }
@@ -388,7 +441,7 @@ mod tests {
             "insecure = true\nmax_connections = 1\nmax_connections_per_ip = 1\n\
              client_address = \"proxy-protocol\"\nproxies = [\"::1\"]\nhosts = [\"a\"]\n\
              first_byte_timeout = \"1s\"\nheader_timeout = \"1s\"\nbody_timeout = \"1s\"\n\
-             write_timeout = \"1s\"\ntimeout = \"1s\"\nlogin_timeout = \"1s\"\n",
+             write_timeout = \"1s\"\ntls = \"a\"\ntimeout = \"1s\"\nlogin_timeout = \"1s\"\n",
         );
         let other = ListenerConfig {
             bind: "127.0.0.1:81".parse().unwrap(),
@@ -397,7 +450,7 @@ mod tests {
         let mut keys = differing(&listener(""), &other);
         keys.sort_unstable();
         let mut all = ListenerConfig::KEYS.to_vec();
-        all.retain(|key| !["timeout", "login_timeout", "tls"].contains(key));
+        all.retain(|key| !["timeout", "login_timeout"].contains(key));
         all.sort_unstable();
         assert_eq!(keys, all);
     }

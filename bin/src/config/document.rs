@@ -285,7 +285,7 @@ fn line_at(name: &Arc<str>, text: &str, span: Range<usize>) -> Place {
     let chars = |range: Range<usize>| text.get(range).map_or(0, |part| part.chars().count());
     let shown = text.get(line_start..line_end).unwrap_or_default();
     let shown = shown.trim_end_matches('\r');
-    let may_hold_secret = is_of_authenticator(text.get(..line_start).unwrap_or_default(), shown);
+    let may_hold_secret = is_of_plugin(text.get(..line_start).unwrap_or_default(), shown);
     Place::Line {
         name: name.clone(),
         line,
@@ -299,10 +299,20 @@ fn line_at(name: &Arc<str>, text: &str, span: Range<usize>) -> Place {
     }
 }
 
-/// Whether a line belongs to an authenticator's table and is none that everybody may see. Where the document does not
-/// parse, its lines are all there is to tell by.
-fn is_of_authenticator(before: &str, line: &str) -> bool {
-    const HARMLESS: [&str; 4] = ["kind", "timeout", "file", "prefix"];
+/// Whether a line belongs to the table of an authenticator or a session manager and is none that everybody may see.
+/// Where the document does not parse, its lines are all there is to tell by.
+fn is_of_plugin(before: &str, line: &str) -> bool {
+    const SECTIONS: [&str; 2] = ["authenticators", "session_managers"];
+    const HARMLESS: [&str; 7] = [
+        "kind",
+        "timeout",
+        "file",
+        "prefix",
+        "shadow",
+        "session_manager",
+        "on_unreachable",
+    ];
+    let is_of_section = |line: &str| SECTIONS.iter().any(|section| line.starts_with(section));
     let line = line.trim_start();
     let key = line.split(['=', ' ', '\t']).next().unwrap_or_default();
     let last_header = || {
@@ -312,13 +322,9 @@ fn is_of_authenticator(before: &str, line: &str) -> bool {
             .map(str::trim_start)
             .find(|line| line.starts_with('['))
     };
-    let is_within = line.starts_with("authenticators")
-        || last_header().is_some_and(|header| {
-            header
-                .trim_start_matches('[')
-                .trim_start()
-                .starts_with("authenticators")
-        });
+    let is_within = is_of_section(line)
+        || last_header()
+            .is_some_and(|header| is_of_section(header.trim_start_matches('[').trim_start()));
     is_within && !line.starts_with('[') && !HARMLESS.contains(&key)
 }
 
@@ -468,6 +474,8 @@ kind = \"tokens\"
 tokens = { alice = \"hunter2\", bob = 7 }
 [authenticators.api.more]
 key = 'hunter3' # \"hunter4\"
+[session_managers.api]
+bearer = \"hunter5\"
 [transports.web]
 bind = \"here\"
 ";
@@ -485,6 +493,7 @@ bind = \"here\"
             "key = '*******' # \"*******\""
         );
         assert_eq!(line("authenticators/api/kind"), "kind = \"tokens\"");
+        assert_eq!(line("session_managers/api/bearer"), "bearer = \"*******\"");
         assert_eq!(line("transports/web/bind"), "bind = \"here\"");
         let broken = parse("[authenticators.api]\ntoken = \"hunter2\" x\n", &[]);
         assert!(broken.is_err_and(|error| !error.contains("hunter2")));

@@ -8,6 +8,7 @@ mod budget;
 mod check;
 mod document;
 mod environment;
+mod managers;
 mod near;
 #[cfg(feature = "web")]
 mod page;
@@ -16,6 +17,7 @@ mod read;
 mod reader;
 mod sockets;
 mod tables;
+mod tls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,11 +28,14 @@ use std::{
 };
 
 use chinwag_core::{
-    ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, Log, RoomPattern,
+    ChainLink, ConfigFault, Hub, HubConfig, Lifecycle, Log, RoomPattern, Shadow,
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
-    plugin::{AuthenticatorContext, BuildError, Draft as Message, Rejection, Validator},
+    plugin::{
+        AuthenticatorContext, BuildError, ControlDesk, Draft as Message, Meter, Rejection,
+        Validator, ValidatorContext,
+    },
 };
-use chinwag_transports::{ListenerConfig, Wire};
+use chinwag_transports::{ListenerConfig, Wire, tls::Tls};
 use figment::value::Value;
 use tracing::{debug, info, warn};
 
@@ -39,6 +44,7 @@ pub(crate) use self::page::PageConfig;
 pub use self::problem::{ConfigError, Problem, Severity};
 pub(crate) use self::{
     budget::{Human, Worst},
+    managers::{ControlConfig, LoadedManager, OnUnreachable},
     problem::Problems,
     read::Table,
     sockets::{Listening, sockets},
@@ -86,8 +92,11 @@ pub(crate) struct Draft {
     limits: LimitsConfig,
     room: RoomConfig,
     rooms: Vec<RoomDraft>,
+    tls: Vec<tls::TlsDraft>,
     transports: Vec<TransportDraft>,
     authenticators: Vec<AuthenticatorDraft>,
+    managers: Vec<managers::ManagerDraft>,
+    control: Option<managers::ControlDraft>,
     validators: Vec<ValidatorDraft>,
     metrics: Option<MetricsConfig>,
     #[cfg(feature = "web")]
@@ -96,6 +105,8 @@ pub(crate) struct Draft {
     cluster: ClusterConfig,
     /// Who decides the order of events.
     order: Arc<dyn Log>,
+    /// Where the series of plugins go.
+    meter: Meter,
 }
 
 struct RoomDraft {
@@ -125,6 +136,10 @@ struct AuthenticatorDraft {
     name: String,
     kind: String,
     timeout: Span,
+    /// Who is asked beside it, to be compared.
+    shadow: Option<String>,
+    /// Who is told of the sessions that it lets in.
+    session_manager: Option<String>,
     ready: Option<Box<dyn ReadyToBuild>>,
     /// The names of its kind's keys: a value may be a secret.
     own: String,
@@ -139,10 +154,20 @@ struct ValidatorDraft {
 
 /// A configuration without a mistake: all that a server is started from.
 pub(crate) struct Loaded {
+    /// The folder that relative paths start from.
+    pub(crate) base: PathBuf,
     pub(crate) hub: HubConfig,
+    /// Every `[tls.NAME]` by its name.
+    pub(crate) tls: BTreeMap<String, Arc<Tls>>,
     pub(crate) transports: Vec<LoadedTransport>,
     /// The names of all authenticators.
     pub(crate) authenticators: Vec<String>,
+    pub(crate) managers: Vec<LoadedManager>,
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "nobody else takes orders")
+    )]
+    pub(crate) control: Option<ControlConfig>,
     pub(crate) metrics: Option<MetricsConfig>,
     #[cfg(feature = "web")]
     pub(crate) page: Option<PageConfig>,
@@ -161,6 +186,8 @@ pub(crate) struct LoadedTransport {
     pub(crate) kind: String,
     pub(crate) wire: Wire,
     pub(crate) listener: ListenerConfig,
+    /// What the listener's `tls` names.
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) auth: Vec<ChainLink>,
     pub(crate) ready: Box<dyn ReadyToBind>,
 }
@@ -231,8 +258,11 @@ impl Draft {
         let limits = reader.table("limits");
         let (room, room_entries) = reader.room();
         let rooms = reader.rooms(&room_entries);
+        let tls = reader.tls();
         let transports = reader.transports();
         let authenticators = reader.authenticators();
+        let managers = reader.session_managers();
+        let control = reader.control();
         let validators = reader.validators();
         let metrics = reader.metrics();
         #[cfg(feature = "web")]
@@ -252,9 +282,13 @@ impl Draft {
             room,
             rooms,
             order: plugins.chosen_log(),
+            tls,
             transports,
             authenticators,
+            managers,
+            control,
             validators,
+            meter: Meter::default(),
             metrics,
             #[cfg(feature = "web")]
             page,
@@ -273,6 +307,12 @@ impl Draft {
         &self.log
     }
 
+    /// The same, with the series of plugins going to `meter`.
+    pub(crate) fn measured(mut self, meter: Meter) -> Self {
+        self.meter = meter;
+        self
+    }
+
     /// Applies the rules between tables and builds what the file names. Tasks of plugins run on `lifecycle`, which the
     /// caller ends on an error.
     ///
@@ -280,8 +320,12 @@ impl Draft {
     /// Every mistake in the configuration.
     pub(crate) async fn build(mut self, lifecycle: &Lifecycle) -> Result<Loaded, ConfigError> {
         self.check_tables();
-        let authenticators = self.build_authenticators(lifecycle).await;
-        let validators = self.build_validators();
+        let tls = self.load_tls().await;
+        let desk = self.control.as_ref().map(|_| ControlDesk::default());
+        let managers = self.build_managers(lifecycle, desk.as_ref()).await;
+        let control = desk.and_then(|desk| self.loaded_control(&desk, &tls));
+        let authenticators = self.build_authenticators(lifecycle, &managers).await;
+        let validators = self.build_validators(lifecycle);
         let effective = self.effective();
         #[cfg(feature = "web")]
         let page = self.page();
@@ -353,11 +397,16 @@ impl Draft {
             .into_iter()
             .filter_map(|transport| {
                 let auth = transport.auth.unwrap_or_default();
+                let listener = transport.listener?;
                 Some(LoadedTransport {
                     name: transport.name,
                     kind: transport.kind,
                     wire: transport.wire?,
-                    listener: transport.listener?,
+                    tls: listener
+                        .tls
+                        .as_ref()
+                        .and_then(|name| tls.get(name).cloned()),
+                    listener,
                     auth: auth
                         .into_iter()
                         .filter_map(|name| authenticators.get(&name).cloned())
@@ -367,9 +416,13 @@ impl Draft {
             })
             .collect();
         Ok(Loaded {
+            base: self.base,
             hub,
+            tls,
             transports,
             authenticators: authenticators.into_keys().collect(),
+            managers: managers.into_values().collect(),
+            control,
             metrics: self.metrics,
             #[cfg(feature = "web")]
             page,
@@ -381,7 +434,11 @@ impl Draft {
         })
     }
 
-    async fn build_authenticators(&mut self, lifecycle: &Lifecycle) -> BTreeMap<String, ChainLink> {
+    async fn build_authenticators(
+        &mut self,
+        lifecycle: &Lifecycle,
+        managers: &BTreeMap<String, LoadedManager>,
+    ) -> BTreeMap<String, ChainLink> {
         let kinds: Vec<String> = self
             .authenticators
             .iter()
@@ -402,11 +459,7 @@ impl Draft {
                         .auth
                         .as_ref()
                         .is_some_and(|auth| auth.contains(&authenticator.name));
-                    let public = transport
-                        .listener
-                        .as_ref()
-                        .is_some_and(|listener| !check::is_loopback(listener.bind.ip()));
-                    asks && public
+                    asks && transport.is_public()
                 })
                 .map(|transport| transport.name.clone())
                 .collect();
@@ -414,6 +467,9 @@ impl Draft {
                 .iter()
                 .any(|kind| !kind.is_empty() && *kind != authenticator.kind);
             cx.timeout = authenticator.timeout.0;
+            cx.meter = self.meter.clone();
+            let manager = authenticator.session_manager.as_ref();
+            let manager = manager.and_then(|name| managers.get(name));
             let (timeout, revocations) = (cx.timeout, cx.revocations.clone());
             match ready.build(cx).await {
                 Ok(made) => {
@@ -422,7 +478,8 @@ impl Draft {
                         authenticator: made,
                         timeout,
                         revocations,
-                        manager: None,
+                        manager: manager.map(|loaded| loaded.link.clone()),
+                        shadow: None,
                     };
                     built.insert(authenticator.name.clone(), link);
                 }
@@ -436,15 +493,23 @@ impl Draft {
                 }
             }
         }
+        for authenticator in &self.authenticators {
+            let shadow = authenticator.shadow.as_ref();
+            let shadow = shadow.and_then(|name| built.get(name)).map(Shadow::of);
+            if let Some(link) = built.get_mut(&authenticator.name) {
+                link.shadow = shadow;
+            }
+        }
         built
     }
 
     /// Every validator of the document by its name: one that could not be built is there too, so that rooms are not
     /// blamed for naming it.
-    fn build_validators(&mut self) -> BTreeMap<String, Arc<dyn Validator>> {
+    fn build_validators(&mut self, lifecycle: &Lifecycle) -> BTreeMap<String, Arc<dyn Validator>> {
         let mut built: BTreeMap<String, Arc<dyn Validator>> = BTreeMap::new();
         for validator in &mut self.validators {
-            let made = match validator.ready.take().map(ReadyToValidate::build) {
+            let cx = ValidatorContext::new(&validator.name, &self.base, lifecycle.clone());
+            let made = match validator.ready.take().map(|ready| ready.build(cx)) {
                 Some(Ok(made)) => made,
                 Some(Err(error)) => {
                     refuse(&self.document, &mut self.problems, &validator.path, &error);
@@ -476,21 +541,47 @@ impl Draft {
             let text = format!("{pattern:?} {:?}", room.config);
             tables.push((room.path.to_string(), text));
         }
+        for table in &self.tls {
+            if let Some(config) = &table.config {
+                tables.push((table.path.to_string(), format!("{config:?}")));
+            }
+        }
         for transport in &self.transports {
             let auth = transport.auth.as_deref().unwrap_or_default();
             let mut text = format!("kind={} auth={auth:?}{}", transport.kind, transport.own);
-            if let Some(listener) = &transport.listener {
-                let _ = write!(text, " {listener:?}");
+            match &transport.listener {
+                Some(listener) if transport.wire == Some(Wire::Other) => {
+                    let _ = write!(
+                        text,
+                        " timeout={:?} max_connections={} first_byte_timeout={:?} login_timeout={:?} write_timeout={:?}",
+                        listener.timeout,
+                        listener.max_connections,
+                        listener.first_byte_timeout,
+                        listener.login_timeout,
+                        listener.write_timeout
+                    );
+                }
+                Some(listener) => {
+                    let _ = write!(text, " {listener:?}");
+                }
+                None => (),
             }
             tables.push((transport.path.to_string(), text));
         }
         for authenticator in &self.authenticators {
+            let shadow = authenticator.shadow.as_ref();
+            let manager = authenticator.session_manager.as_ref();
             let text = format!(
-                "kind={} timeout={}{}",
-                authenticator.kind, authenticator.timeout, authenticator.own
+                "kind={} timeout={}{}{}{}",
+                authenticator.kind,
+                authenticator.timeout,
+                shadow.map_or_else(String::new, |name| format!(" shadow={name}")),
+                manager.map_or_else(String::new, |name| format!(" session_manager={name}")),
+                authenticator.own
             );
             tables.push((authenticator.path.to_string(), text));
         }
+        tables.extend(self.effective_managers());
         for validator in &self.validators {
             tables.push((
                 validator.path.to_string(),
@@ -535,6 +626,15 @@ impl TransportDraft {
             wire: self.wire?,
             listener: self.listener.as_ref()?,
         })
+    }
+
+    /// Whether it can be reached from other machines.
+    fn is_public(&self) -> bool {
+        let is_elsewhere = |listener: &ListenerConfig| !check::is_loopback(listener.bind.ip());
+        match self.wire {
+            Some(Wire::Other) => self.ready.as_ref().is_some_and(|ready| ready.is_public()),
+            _ => self.listener.as_ref().is_some_and(is_elsewhere),
+        }
     }
 }
 

@@ -47,10 +47,6 @@ impl<'d> Table<'d> {
         &self.path
     }
 
-    pub(crate) fn document(&self) -> &'d Document {
-        self.document
-    }
-
     /// The keys that are left.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
@@ -267,7 +263,7 @@ fn plain(words: &str) -> &str {
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
-        "a string" | "a borrowed string" => "a text in quotes",
+        "a string" | "a borrowed string" | "path string" => "a text in quotes",
         "a sequence" => "a list",
         "a map" => "a table",
         "invalid socket address syntax" => {

@@ -6,7 +6,7 @@ use chinwag_core::{
     RoomPattern,
     config::{RoomConfig, Span},
 };
-use chinwag_transports::ListenerConfig;
+use chinwag_transports::{ListenerConfig, Wire};
 use figment::value::{Dict, Num, Value};
 use serde::de::DeserializeOwned;
 
@@ -22,20 +22,19 @@ use super::{
 use crate::plugins::Plugins;
 
 /// Kinds of authenticator that come with chinwag, and whether this build has them.
-const OWN_AUTHENTICATORS: [(&str, bool); 5] = [
+const OWN_AUTHENTICATORS: [(&str, bool); 6] = [
     ("anonymous", cfg!(feature = "anonymous")),
+    ("certificate", cfg!(feature = "certificate")),
     ("exec", cfg!(feature = "exec")),
     ("http", cfg!(feature = "http")),
     ("jwt", cfg!(feature = "jwt")),
     ("password", cfg!(feature = "password")),
 ];
 
-/// Kinds of authenticator that are planned.
-const LATER_AUTHENTICATORS: [&str; 1] = ["certificate"];
-
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 16] = [
     "authenticators",
     "cluster",
+    "control",
     "limits",
     "log",
     "metrics",
@@ -43,13 +42,13 @@ const TABLES: [&str; 13] = [
     "room",
     "rooms",
     "server",
+    "session_managers",
     "sessions",
+    "tls",
     "transports",
     "validators",
     "web",
 ];
-
-const LATER_TABLES: [&str; 2] = ["session_managers", "tls"];
 
 /// How long an authenticator may take where its table does not say.
 const AUTHENTICATOR_TIMEOUT: Span = Span::secs(5);
@@ -65,10 +64,9 @@ pub(super) struct Reader<'d> {
 }
 
 /// A kind that a table may name, in the words of messages.
-struct Kinds<'a> {
-    known: Vec<&'a str>,
-    own: &'a [(&'a str, bool)],
-    later: &'a [&'a str],
+pub(super) struct Kinds<'a> {
+    pub(super) known: Vec<&'a str>,
+    pub(super) own: &'a [(&'a str, bool)],
 }
 
 impl<'d> Reader<'d> {
@@ -82,8 +80,6 @@ impl<'d> Reader<'d> {
             }
             let message = if left_out {
                 "this binary is built without `web`; leave [web] out".into()
-            } else if LATER_TABLES.contains(&key.as_str()) {
-                format!("[{key}] is not built yet; leave it out")
             } else {
                 format!("unknown key `{key}`{}", hint(key, TABLES, "there are"))
             };
@@ -109,7 +105,7 @@ impl<'d> Reader<'d> {
     }
 
     /// The entries of a top-level table, if it is there and is one.
-    fn entries(&mut self, name: &str) -> Option<&'d Dict> {
+    pub(super) fn entries(&mut self, name: &str) -> Option<&'d Dict> {
         let value = self.document.root().get(name)?;
         let entries = value.as_dict();
         if entries.is_none() {
@@ -197,22 +193,25 @@ impl<'d> Reader<'d> {
                 &Kinds {
                     known: self.plugins.transports().keys().copied().collect(),
                     own: &OWN_TRANSPORTS,
-                    later: &[],
                 },
             );
             let auth = table.take("auth", &mut self.problems);
-            let common = table.split(&ListenerConfig::KEYS);
-            let listener = self.listener(common);
-            let own = table.show_values();
             let plugin = kind
                 .as_deref()
                 .and_then(|kind| self.plugins.transports().get(kind));
+            let wire = plugin.map(|plugin| plugin.wire);
+            let mut common = table.split(ListenerConfig::keys(wire.unwrap_or(Wire::Http)));
+            if wire == Some(Wire::Other) {
+                common = common.over(&Dict::from([("bind".into(), Value::from(ANYWHERE))]));
+            }
+            let listener = self.listener(common);
+            let own = table.show_values();
             let ready = plugin.and_then(|plugin| (plugin.read)(table, &mut self.problems));
             transports.push(TransportDraft {
                 path,
                 name,
                 kind: kind.unwrap_or_default(),
-                wire: plugin.map(|plugin| plugin.wire),
+                wire,
                 auth,
                 listener,
                 ready,
@@ -223,7 +222,7 @@ impl<'d> Reader<'d> {
     }
 
     /// The keys that every transport has. Without a bind that can be read the rest has rules all the same.
-    fn listener(&mut self, table: Table<'d>) -> Option<ListenerConfig> {
+    pub(super) fn listener(&mut self, table: Table<'d>) -> Option<ListenerConfig> {
         let path = table.path().clone();
         let (listener, mut right) = table.read_and_keep(&mut self.problems);
         if listener.is_none() && self.problems.is_at_fault(&path.key("bind")) {
@@ -242,7 +241,6 @@ impl<'d> Reader<'d> {
                 &Kinds {
                     known: self.plugins.authenticators().keys().copied().collect(),
                     own: &OWN_AUTHENTICATORS,
-                    later: &LATER_AUTHENTICATORS,
                 },
             );
             let timeout = table
@@ -256,9 +254,8 @@ impl<'d> Reader<'d> {
                     format!("{key}: must be above zero: every log-in has a time limit"),
                 );
             }
-            for key in ["session_manager", "shadow"] {
-                table.refuse(key, &mut self.problems);
-            }
+            let session_manager = table.take("session_manager", &mut self.problems);
+            let shadow = table.take("shadow", &mut self.problems);
             let own = table.show_keys();
             let ready = kind
                 .as_deref()
@@ -269,6 +266,8 @@ impl<'d> Reader<'d> {
                 name,
                 kind: kind.unwrap_or_default(),
                 timeout,
+                shadow,
+                session_manager,
                 ready,
                 own,
             });
@@ -285,7 +284,6 @@ impl<'d> Reader<'d> {
                 &Kinds {
                     known: self.plugins.validators().keys().copied().collect(),
                     own: &[],
-                    later: &[],
                 },
             );
             let ready = kind
@@ -303,7 +301,7 @@ impl<'d> Reader<'d> {
     }
 
     /// Takes `kind` out of a table. `None` where this binary has no such kind, which is then reported.
-    fn kind(&mut self, table: &mut Table<'d>, kinds: &Kinds<'_>) -> Option<String> {
+    pub(super) fn kind(&mut self, table: &mut Table<'d>, kinds: &Kinds<'_>) -> Option<String> {
         let path = table.path().clone();
         let has = if kinds.known.is_empty() {
             "this binary has none".into()
@@ -325,8 +323,6 @@ impl<'d> Reader<'d> {
         let left_out = kinds.own.iter().any(|&(own, built)| own == kind && !built);
         let message = if left_out {
             format!("{path}: this binary is built without `{kind}`; {has}")
-        } else if kinds.later.contains(&kind.as_str()) {
-            format!("{path}: kind {kind:?} is not built yet; {has}")
         } else {
             format!("{path}: unknown kind {kind:?}; {has}")
         };
@@ -355,7 +351,7 @@ impl<'d> Reader<'d> {
     }
 
     /// The tables of a section: name, path and entries of each.
-    fn named(&mut self, section: &str) -> Vec<(String, KeyPath, Dict)> {
+    pub(super) fn named(&mut self, section: &str) -> Vec<(String, KeyPath, Dict)> {
         let Some(value) = self.document.root().get(section) else {
             return Vec::new();
         };
@@ -389,11 +385,11 @@ impl<'d> Reader<'d> {
                          underscores"
                     ),
                 ),
-                // The log calls the listener of [metrics] so.
-                Some(_) if section == "transports" && name == "metrics" => self.problems.error(
-                    place,
-                    format!("{path}: the name is taken by the listener of [metrics]"),
-                ),
+                // The log calls the listeners of these tables so.
+                Some(_) if section == "transports" && ["control", "metrics"].contains(&name.as_str()) => {
+                    let message = format!("{path}: the name is taken by the listener of [{name}]");
+                    self.problems.error(place, message);
+                }
                 Some(entries) => named.push((name.clone(), path, entries.clone())),
             }
         }
@@ -412,20 +408,8 @@ fn is_name(name: &str) -> bool {
 }
 
 impl Table<'_> {
-    /// Reports `key`, where it is there, as something that is planned.
-    fn refuse(&mut self, key: &'static str, problems: &mut Problems) {
-        let path = self.path().key(key);
-        let there = self.split(&[key]).keys().next().is_some();
-        if there {
-            problems.error(
-                self.document().locate(&path, Part::Key),
-                format!("{path}: not built yet; leave the key out"),
-            );
-        }
-    }
-
     /// The entries that are left, as they stand in the configuration, with a space before each.
-    fn show_values(&self) -> String {
+    pub(super) fn show_values(&self) -> String {
         self.entries()
             .iter()
             .fold(String::new(), |mut text, (key, value)| {
@@ -436,7 +420,7 @@ impl Table<'_> {
     }
 
     /// The names alone.
-    fn show_keys(&self) -> String {
+    pub(super) fn show_keys(&self) -> String {
         self.keys()
             .fold(String::new(), |text, key| text + " " + key)
     }

@@ -16,15 +16,9 @@ pub(crate) struct MetricsConfig {
     /// Allows plaintext on an address that other machines reach.
     #[serde(default)]
     pub(crate) insecure: bool,
-    /// Not built yet.
-    #[serde(default, deserialize_with = "no_tls")]
-    #[expect(dead_code, reason = "only there to be refused by name")]
-    tls: (),
-}
-
-fn no_tls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    de::IgnoredAny::deserialize(deserializer)?;
-    Err(de::Error::custom("not built yet; leave the key out"))
+    /// The name of a `[tls.NAME]` that it speaks; absent: plain text.
+    #[serde(default)]
+    pub(crate) tls: Option<String>,
 }
 
 /// `[log]`.

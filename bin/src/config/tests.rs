@@ -115,7 +115,7 @@ kind = \"anonymous\"
                 "chat.toml:4:13: transports.a: nobody gets in without `auth`, the authenticators that it asks",
                 "chat.toml:7:11: transports.a.timeout: silence never ends a session of this transport",
                 "chat.toml:11:1: transports.b: nobody gets in without `auth`, the authenticators that it asks",
-                "chat.toml:12:17: authenticators.others: no transport asks it in `auth`",
+                "chat.toml:12:17: authenticators.others: no transport asks it in `auth`, and it is nobody's `shadow`",
             ]
         );
         assert_eq!(loaded.warnings[0].severity(), Severity::Warning);
