@@ -52,3 +52,6 @@ impl Authenticator for Tokens {
 fn main() -> ExitCode {
     chinwag::run(Plugins::builtin().authenticator::<Tokens>())
 }
+
+#[cfg(test)]
+mod conformance;

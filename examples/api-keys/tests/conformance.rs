@@ -1,0 +1,53 @@
+//! The authenticator does what the server expects of one: the conformance kit's scenarios.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{fs, path::Path};
+
+use api_keys::ApiKeys;
+use async_trait::async_trait;
+use chinwag::Plugins;
+use chinwag_conformance::{Gatekeeper, Login};
+use serde_json::{Value, json};
+
+const KEYS: [(&str, &str); 2] = [
+    ("alice", "replace-this-by-32-random-bytes"),
+    ("bob", "and-this-too-by-others-than-hers"),
+];
+
+struct Example;
+
+#[async_trait]
+impl Gatekeeper for Example {
+    fn plugins(&self, plugins: Plugins) -> Plugins {
+        plugins.authenticator::<ApiKeys>()
+    }
+
+    fn keys(&self, folder: &Path) -> String {
+        fs::write(folder.join("keys.txt"), include_str!("../keys.txt")).unwrap();
+        "kind = \"api-keys\"\nfile = \"keys.txt\"\ncheck_every = \"10ms\"".into()
+    }
+
+    fn good(&self) -> Vec<Login> {
+        let login = |(user, key)| Login::new(user, json!({ "token": key }));
+        KEYS.map(login).to_vec()
+    }
+
+    fn bad(&self) -> Vec<Value> {
+        vec![
+            json!({"token": "replace-this-by-32-random-bytez"}),
+            json!({"token": "x"}),
+        ]
+    }
+
+    async fn take_out(&self, folder: &Path, login: &Login) -> bool {
+        let file = folder.join("keys.txt");
+        let keys = fs::read_to_string(&file).unwrap();
+        let stays = |line: &&str| !line.starts_with(&format!("{}:", login.user));
+        let rest: Vec<&str> = keys.lines().filter(stays).collect();
+        fs::write(file, rest.join("\n")).unwrap();
+        true
+    }
+}
+
+chinwag_conformance::authenticator!(Example);

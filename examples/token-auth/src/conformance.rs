@@ -1,0 +1,38 @@
+//! The authenticator does what the server expects of one: the conformance kit's scenarios.
+
+use std::path::Path;
+
+use chinwag::Plugins;
+use chinwag_conformance::{Gatekeeper, Login};
+use serde_json::{Value, json};
+
+use super::Tokens;
+
+const TOKENS: [(&str, &str); 2] = [
+    ("alice", "replace-this-by-32-random-bytes"),
+    ("bob", "and-this-too-by-others-than-hers"),
+];
+
+struct Example;
+
+impl Gatekeeper for Example {
+    fn plugins(&self, plugins: Plugins) -> Plugins {
+        plugins.authenticator::<Tokens>()
+    }
+
+    fn keys(&self, _: &Path) -> String {
+        let tokens = TOKENS.map(|(user, token)| format!("{user} = {token:?}"));
+        format!("kind = \"tokens\"\ntokens = {{ {} }}", tokens.join(", "))
+    }
+
+    fn good(&self) -> Vec<Login> {
+        let login = |(user, token)| Login::new(user, json!({ "token": token }));
+        TOKENS.map(login).to_vec()
+    }
+
+    fn bad(&self) -> Vec<Value> {
+        vec![json!({"token": "replace-this-by-32-random-bytez"})]
+    }
+}
+
+chinwag_conformance::authenticator!(Example);
