@@ -7,14 +7,16 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use chinwag::core::plugin::{
-    BuildError, Draft, Rejection, SessionData, Validator, ValidatorConfig, ValidatorContext,
+    AuthFacts, BuildError, Context, Draft, EndCause, Refused, Rejection, SessionControl,
+    SessionData, SessionManager, SessionManagerConfig, SessionManagerContext, Validator,
+    ValidatorConfig, ValidatorContext,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -189,6 +191,71 @@ async fn validators_see_what_a_manager_attached() {
     let text: Value = serde_json::from_str(text).expect("it is JSON");
     assert_eq!(text, json!({"team": "red", "seat": 7}));
     assert_eq!(server.shut_down().await, 0);
+}
+
+/// A session manager of one's own: greets, and remembers what it was told.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Greeter {
+    greeting: String,
+}
+
+static GREETED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+#[async_trait::async_trait]
+impl SessionManagerConfig for Greeter {
+    const KIND: &'static str = "greeter";
+
+    async fn build(self, cx: SessionManagerContext) -> Result<Arc<dyn SessionManager>, BuildError> {
+        assert_eq!(
+            (cx.name.as_str(), cx.timeout),
+            ("own", Duration::from_secs(3))
+        );
+        Ok(Arc::new(self))
+    }
+}
+
+#[async_trait::async_trait]
+impl SessionManager for Greeter {
+    async fn create(
+        &self,
+        facts: &AuthFacts,
+        control: &SessionControl,
+    ) -> Result<Context, Refused> {
+        let said = serde_json::value::to_raw_value(&self.greeting).expect("text");
+        control.send(&said).expect("the session is about to begin");
+        Ok(Context::default().with(facts.user.to_string()))
+    }
+
+    fn ended(&self, _: &AuthFacts, context: &Context, cause: EndCause) {
+        let user = context.value::<String>().expect("create put it there");
+        let mut greeted = GREETED.lock().expect("nobody panics with it");
+        greeted.push(format!("{user} {}", cause.code()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_may_bring_a_kind_of_its_own() {
+    let own = "kind = \"anonymous\"\nsession_manager = \"own\"";
+    let table = "[session_managers.own]\nkind = \"greeter\"\ngreeting = \"Hello!\"\ntimeout = \"3s\"\n\
+                 on_unreachable = \"fail\"";
+    let setup = Setup::authenticator(own)
+        .and(table)
+        .plugins(|plugins| plugins.session_manager::<Greeter>());
+    let server = setup.start().await;
+    for over in Over::ALL {
+        let user = over.table();
+        let mut client = Client::login(server.addr(over), over, user).await;
+        assert_eq!(client.next_event().await["data"], "Hello!");
+    }
+    assert_eq!(server.shut_down().await, 0);
+    let mut greeted = GREETED.lock().unwrap().clone();
+    greeted.sort();
+    assert_eq!(greeted.len(), 3, "{greeted:?}");
+    assert!(
+        greeted.iter().any(|it| it == "poll shutting_down"),
+        "{greeted:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

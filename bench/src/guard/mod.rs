@@ -111,10 +111,10 @@ const fn bound(figure: Figure, least: f64, most: f64) -> Bound {
     }
 }
 
-/// Where the bounds come from: the release build of Rust 1.95 on Debian 12 (glibc 2.36, valgrind 3.19), counted some ten
-/// times on two cores with up to nine programs besides. `most` is what was counted at most and a margin that is less than
-/// what one thing more for each delivery would add: an allocation is 1 of these and, with its release, some 150
-/// instructions; a lock is 2 atomic instructions; a formatted number is hundreds of instructions.
+/// Where the bounds come from: the release build of Rust 1.95 on Debian 12 (glibc 2.36, valgrind 3.19), counted some
+/// ten times on two cores with up to nine programs besides. `most` is what was counted at most and a margin that is
+/// less than what one thing more for each delivery would add: an allocation is 1 of these and, with its release, some
+/// 150 instructions; a lock is 2 atomic instructions; a formatted number is hundreds of instructions.
 const CASES: [Case; 6] = [
     Case {
         name: "lone-tcp",
@@ -166,8 +166,8 @@ const CASES: [Case; 6] = [
     },
 ];
 
-/// Counted: 322 to 333 instructions, 4.5 to 4.7 atomic ones, 0.013 to 0.019 allocations, 1.016 to 1.028 system calls (the
-/// write, and what a message takes once), 0.0044 to 0.0055 sleeps.
+/// Counted: 322 to 333 instructions, 4.5 to 4.7 atomic ones, 0.013 to 0.019 allocations, 1.016 to 1.028 system calls
+/// (the write, and what a message takes once), 0.0044 to 0.0055 sleeps.
 const LONE: &[Bound] = &[
     bound(Figure::Instructions, 100.0, 370.0),
     bound(Figure::Atomics, 1.0, 5.5),
@@ -186,9 +186,9 @@ const BATCHED: &[Bound] = &[
     bound(Figure::Sleeps, 0.0001, 0.004),
 ];
 
-/// Counted: 2,906 to 2,925 instructions, 21.9 to 22.3 atomic ones, 1.207 to 1.212 allocations, 1.305 to 1.310 system calls,
-/// 0.098 to 0.100 sleeps. A tenth of what a message takes once is in each of its ten deliveries: an allocation or a
-/// system call more for each message breaks the bound.
+/// Counted: 2,906 to 2,925 instructions, 21.9 to 22.3 atomic ones, 1.207 to 1.212 allocations, 1.305 to 1.310 system
+/// calls, 0.098 to 0.100 sleeps. A tenth of what a message takes once is in each of its ten deliveries: an allocation
+/// or a system call more for each message breaks the bound.
 const SMALL: &[Bound] = &[
     bound(Figure::Instructions, 500.0, 3080.0),
     bound(Figure::Atomics, 2.0, 23.5),
@@ -197,8 +197,8 @@ const SMALL: &[Bound] = &[
     bound(Figure::Sleeps, 0.01, 0.15),
 ];
 
-/// Counted: 20,600 to 24,400 instructions, 160 to 203 atomic ones, 18.7 to 21.1 allocations, 2.06 to 2.20 system calls. A
-/// delivery is a request and its answer.
+/// Counted: 20,600 to 24,400 instructions, 160 to 203 atomic ones, 18.7 to 21.1 allocations, 2.06 to 2.20 system calls.
+/// A delivery is a request and its answer.
 const POLLING: &[Bound] = &[
     bound(Figure::Instructions, 5000.0, 26_500.0),
     bound(Figure::Atomics, 20.0, 220.0),

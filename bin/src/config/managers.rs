@@ -79,6 +79,10 @@ pub(super) struct ControlDraft {
 }
 
 /// Where orders are taken.
+#[cfg_attr(
+    not(feature = "http"),
+    expect(dead_code, reason = "nobody else takes orders")
+)]
 pub(crate) struct ControlConfig {
     pub(crate) listener: ListenerConfig,
     pub(crate) tls: Option<Arc<Tls>>,
