@@ -335,9 +335,13 @@ impl HttpSocket {
 
     /// Takes back what was read of requests to come.
     pub(super) fn unread(&mut self, ahead: Bytes) {
+        // An empty one would keep hyper's buffer all the same.
+        if ahead.is_empty() {
+            return;
+        }
         if self.early.is_empty() {
             self.early = ahead;
-        } else if !ahead.is_empty() {
+        } else {
             // Many small requests sent at once: they were read before what is still here.
             self.early = [&ahead[..], &self.early[..]].concat().into();
         }
