@@ -105,9 +105,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) queue: usize,
 }
 
-/// What runs: the program, its arguments, and all that its environment has.
+/// What runs: the program, where, its arguments, and all that its environment has.
 pub(crate) struct Ready {
     pub(crate) program: PathBuf,
+    pub(crate) folder: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, OsString)>,
 }
@@ -144,8 +145,16 @@ impl Launch<'_> {
             }
             Some((name.clone(), value?))
         });
+        // A configuration that was named without a folder is in none, and a program can't be started in that.
+        let folder = std::path::absolute(base.join(".")).map_err(|error| {
+            BuildError::key(
+                "command",
+                format!("the folder to run in is not known: {error}"),
+            )
+        })?;
         Ok(Ready {
             program: find(program, base)?,
+            folder,
             arguments: arguments.to_vec(),
             environment: environment.collect(),
         })

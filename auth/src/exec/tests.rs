@@ -96,6 +96,19 @@ fn is_running(pid: &str) -> bool {
 }
 
 #[tokio::test]
+async fn a_configuration_named_without_a_folder_has_its_programs_run_here() {
+    let lifecycle = Lifecycle::new();
+    let script = format!("{PRELUDE}{ALLOW}");
+    let mut exec: Exec = toml::from_str("command = [\"sh\"]\nprograms = 1").unwrap();
+    exec.command.extend(["-c".to_owned(), script]);
+    let mut cx = AuthenticatorContext::new("backend", "", lifecycle.clone());
+    cx.timeout = PATIENCE;
+    let backend = exec.start(&cx).unwrap();
+    let (verdict, _) = log_in(&backend, user("ann")).await;
+    let_in(verdict);
+}
+
+#[tokio::test]
 async fn a_program_answers_with_every_verdict() {
     let script = Script::new(
         r#"while ask; do case $user in

@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -307,8 +308,16 @@ impl KeyFile {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let text =
-        fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+    let failed = |error| format!("{} can't be read: {error}", path.display());
+    // Asked before it is opened, since opening a pipe waits for its writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(format!("{} is not a file", path.display()));
+    }
+    let mut text = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(SET_BYTES as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
     if text.len() > SET_BYTES {
         return Err(format!("{} is over 256 KiB", path.display()));
     }

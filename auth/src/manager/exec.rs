@@ -105,7 +105,7 @@ impl ExecManager {
             meter: cx.meter.clone(),
             program: ready.program,
             arguments: ready.arguments,
-            folder: cx.base.clone(),
+            folder: ready.folder,
             environment: ready.environment,
             programs: self.programs,
             in_flight: self.in_flight,
