@@ -173,7 +173,7 @@ impl AuthRequest {
 pub struct TlsFacts {
     /// `"TLS1.2"` or `"TLS1.3"`.
     pub version: &'static str,
-    /// The cipher suite by its IANA name, such as `TLS13_AES_256_GCM_SHA384`.
+    /// The cipher suite by its IANA name, such as `TLS_AES_256_GCM_SHA384`.
     pub cipher: String,
     /// The name that the client asked for, in lower case.
     pub server_name: Option<String>,

@@ -614,11 +614,19 @@ async fn a_proxy_s_certificate_is_not_its_clients() {
     }
     assert!(server.asked().iter().all(|asked| asked.tls.is_none()));
 
-    // Without a client's name it speaks for itself.
-    let mut health = server.http(&TLS13, Some(&proxy)).await;
-    health.log_in("anybody").await;
-    let asked = server.asked();
-    assert!(asked[0].tls.as_ref().unwrap().certificate.is_some());
+    // Nor where it does not say for whom it asks, or nothing that can be read.
+    for lines in [&[][..], &[("x-forwarded-for", "203.0.113.7, unknown")]] {
+        let mut client = server.http(&TLS13, Some(&proxy)).await;
+        let answer = client
+            .ask("POST", "/v1/session", lines, r#"{"user":"eve"}"#)
+            .await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let id = answer.body["session"].as_str().unwrap();
+        let bearer = format!("Bearer {id}");
+        let lines = [lines, &[("Authorization", &*bearer)]].concat();
+        client.ask("DELETE", "/v1/session", &lines, "").await;
+    }
+    assert!(server.asked().iter().all(|asked| asked.tls.is_none()));
 }
 
 #[tokio::test]
@@ -675,6 +683,9 @@ async fn a_revoked_certificate_ends_its_sessions_and_no_other() {
         let mut guest = server.lines(version, None).await;
         guest.log_in("guest").await;
         let mut waiting = server.lines(version, Some(&second)).await;
+        // By an answer it knows that the server, too, has finished the handshake.
+        waiting.say(&json!({ "type": "ping" })).await;
+        waiting.hear().await.unwrap();
         server.revoke(7).await;
         lines.hears_goodbye("auth_expired").await;
         waiting.say(&json!({ "type": "login" })).await;

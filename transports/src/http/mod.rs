@@ -185,13 +185,18 @@ impl HttpPeer {
                 .next_back()
                 .and_then(|line| line.as_bytes().rsplit(|&byte| byte == b',').next())
                 .is_some_and(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https"));
+        let (is_named, is_encrypted) = (named.is_some(), peer.tls.is_some());
+        let mut client = named.map_or_else(|| peer.clone(), address::named);
+        if proxied {
+            // A proxy's TLS is its own, and so is its certificate, whether it says for whom it asks or not.
+            client.tls = None;
+        }
         Self {
             permit: permit.clone(),
-            // The TLS of a proxy that names another is its own, and so is the certificate.
-            secure: says_https || (named.is_none() && peer.tls.is_some()),
-            named: named.is_some(),
-            is_encrypted: peer.tls.is_some(),
-            peer: named.map_or_else(|| peer.clone(), address::named),
+            secure: says_https || (!is_named && is_encrypted),
+            named: is_named,
+            is_encrypted,
+            peer: client,
         }
     }
 }

@@ -17,6 +17,18 @@ impl fmt::Display for WeakKey {
 
 impl std::error::Error for WeakKey {}
 
+/// More certificates, or longer ones, than lead from anybody to a CA.
+#[derive(Debug)]
+pub(super) struct LongChain;
+
+impl fmt::Display for LongChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the chain is too long")
+    }
+}
+
+impl std::error::Error for LongChain {}
+
 /// Why a handshake over a socket failed.
 pub(super) fn of_io(error: &io::Error) -> TlsFailure {
     if let Some(error) = error

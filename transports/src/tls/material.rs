@@ -43,7 +43,7 @@ use x509_parser::{
 use super::{
     ClientCert,
     certificate::{Unreadable, distinguished_name, is_weak, parse, read},
-    failure::{self, WeakKey},
+    failure::{self, LongChain, WeakKey},
 };
 
 /// The most bytes of a file with certificates or a key.
@@ -54,6 +54,11 @@ const CRL_BYTES: u64 = 64 << 20;
 const SOON: u64 = 14 * 86_400;
 /// How many sessions are kept for clients of TLS 1.2 that know no tickets.
 const SESSIONS: usize = 1024;
+/// Certificates between a client's and its CA. More than anybody has: the ways through them, all of which are tried, grow
+/// like their factorial; through twelve of one name they took a tenth of a second.
+const BETWEEN: usize = 4;
+/// All bytes of them, of which a connection keeps a copy.
+const CHAIN_BYTES: usize = 16 << 10;
 
 /// The files of one table, by their whole paths.
 #[derive(Debug)]
@@ -353,7 +358,7 @@ impl Reading {
                 if is_open_to_others(path) {
                     self.warn(
                         path,
-                        "every user of this machine can read the private key; `chmod o-r` mends that",
+                        "every user of this machine can read or write the private key; `chmod o-rw` mends that",
                     );
                 }
                 Some(key)
@@ -686,6 +691,10 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let bytes = intermediates.iter().map(|one| one.len()).sum::<usize>();
+        if intermediates.len() > BETWEEN || bytes + end_entity.len() > CHAIN_BYTES {
+            return Err(CertificateError::Other(OtherError(Arc::new(LongChain))).into());
+        }
         let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
         // Only what a trusted CA has signed comes this far.
         let unreadable = |Unreadable| CertificateError::BadEncoding;
@@ -765,7 +774,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 #[cfg(unix)]
 fn is_open_to_others(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o006 != 0)
 }
 
 #[cfg(not(unix))]

@@ -502,7 +502,7 @@ async fn a_key_that_others_can_read_is_a_warning() {
     let path = world.folder.at("server.key");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
     let warnings = world.load("").await.warnings();
-    assert!(warnings[0].contains("chmod o-r"), "{warnings:?}");
+    assert!(warnings[0].contains("chmod o-rw"), "{warnings:?}");
 }
 
 // Who gets in.
@@ -595,6 +595,7 @@ async fn every_bad_certificate_is_refused_for_its_own_reason() {
     let cut = good().altered(|der| der.truncate(der.len() / 2));
     let noise = good().altered(|der| der.fill(0xa5));
     let nothing = good().altered(Vec::clear);
+    let long = (0..5).fold(good(), |long, _| long.followed_by(&Authority::root("any")));
     let not_its_own = Identity {
         chain: good().chain,
         key: KeyPair::generate().unwrap(),
@@ -633,6 +634,11 @@ async fn every_bad_certificate_is_refused_for_its_own_reason() {
             ("cut", Some(&cut), TlsFailure::BadCertificate),
             ("noise", Some(&noise), TlsFailure::BadCertificate),
             ("nothing", Some(&nothing), TlsFailure::BadCertificate),
+            (
+                "too many beside it",
+                Some(&long),
+                TlsFailure::BadCertificate,
+            ),
             (
                 "somebody else's",
                 Some(&not_its_own),
