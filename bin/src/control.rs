@@ -32,7 +32,16 @@ const PATH: &str = "/v1/control";
 ///
 /// # Errors
 /// The address can't be had.
-pub(crate) async fn bind(hub: &Hub, control: ControlConfig) -> Result<HttpListener, BindError> {
+pub(crate) async fn bind(hub: &Hub, mut control: ControlConfig) -> Result<HttpListener, BindError> {
+    // Back ends come by the name that they are told.
+    let told = control
+        .url
+        .as_deref()
+        .and_then(|url| url.parse::<http::Uri>().ok());
+    control
+        .listener
+        .hosts
+        .extend(told.iter().filter_map(http::Uri::host).map(str::to_owned));
     let scope = hub.scope(ScopeConfig {
         name: NAME.into(),
         auth: Vec::new(),
