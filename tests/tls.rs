@@ -424,7 +424,7 @@ async fn a_check_tells_what_each_listener_speaks_and_what_is_odd_about_its_files
     for words in [
         "chinwag.toml:",
         "has expired",
-        "every user of this machine can read the private key",
+        "every user of this machine can read or write the private key",
         "out of date",
         "tls.window: no listener names it",
     ] {
