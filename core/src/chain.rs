@@ -26,8 +26,8 @@ use crate::{
     telemetry::{Comparison, VerdictLabel},
 };
 
-/// When a client may try again after an authenticator has overrun its time or panicked, or while nobody can tell what is
-/// revoked.
+/// When a client may try again after an authenticator or a session manager has overrun its time or panicked, or while
+/// nobody can tell what is revoked.
 pub(crate) const RETRY_LATER: Duration = Duration::from_secs(5);
 /// Log-ins that one shadow may be judging at a time; those beyond it does not see.
 const SHADOWS: usize = 64;
@@ -154,7 +154,7 @@ const fn unavailable() -> Verdict {
 }
 
 /// `None`: it panicked.
-async fn unwind<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn unwind<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     poll_fn(|cx| {
         // It is never polled again after a panic.

@@ -1,10 +1,13 @@
 //! The seam for session managers: what acquires and gives back the back-end resources of a session, and may watch and
 //! steer it while it lives.
 //!
-//! What is guaranteed: for each session that [`create`](SessionManager::create) said yes to, [`ended`] comes once, and
-//! before it [`left`] once for each stay in a room that [`joined`](SessionManager::joined) said yes to, the youngest
-//! first; also when the server stops or a task of the session's panics. A hook that fails is counted and stops no other.
+//! What is guaranteed: for each session that [`create`] said yes to, [`ended`] comes once, and before it [`left`] once for
+//! each stay in a room that [`joined`] said yes to, of those that end with it the youngest first; also when the server
+//! stops or a task of the session's panics. A session that ends waits for no `joined`: that is dropped, and `ended` comes
+//! when it is gone. A hook that panics is counted and stops no other; a `create` or `joined` that does lets nobody in.
 //!
+//! [`create`]: SessionManager::create
+//! [`joined`]: SessionManager::joined
 //! [`ended`]: SessionManager::ended
 //! [`left`]: SessionManager::left
 
@@ -18,7 +21,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     CloseReason, ErrorCode, LeaveReason, Lifecycle, Refusal, RoomPattern, Telemetry,
+    chain::{RETRY_LATER, unwind},
     clock::{self, AtomicInstant, Instant, Origin},
     control::{ControlDesk, Order},
     message::{Frame, Kind, Say, check_structure, compact},
@@ -45,8 +49,6 @@ use crate::{
 const MAX_TASKS: usize = 32;
 /// Objects that a manager may send to a session that has not begun yet.
 const MAX_EARLY: usize = 16;
-/// When a client may come again after a manager overran its time.
-const RETRY_AFTER_OVERRUN: Duration = Duration::from_secs(5);
 
 /// A kind of session manager, as its table configures it. Derive `Deserialize` with `deny_unknown_fields`.
 #[async_trait]
@@ -117,7 +119,7 @@ pub trait SessionManager: Send + Sync + 'static {
     }
 
     /// A session of its is about to enter a room: may it? What is returned is the context of the stay; look-ups in it
-    /// go on in that of the session. Dropped as [`create`](Self::create) is.
+    /// go on in that of the session. Dropped as [`create`](Self::create) is, and when the session ends.
     ///
     /// # Errors
     /// The client is told; the session goes on.
@@ -237,8 +239,14 @@ impl fmt::Debug for Context {
 impl Context {
     /// The same with `value`, in place of another of its type.
     #[must_use]
-    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
-        self.values.insert(TypeId::of::<T>(), Arc::new(value));
+    pub fn with<T: Send + Sync + 'static>(self, value: T) -> Self {
+        self.with_shared(Arc::new(value))
+    }
+
+    /// The same with a value that others keep as well, in place of another of its type.
+    #[must_use]
+    pub fn with_shared<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
+        self.values.insert(TypeId::of::<T>(), value);
         self
     }
 
@@ -248,6 +256,15 @@ impl Context {
         let own = self.values.get(&TypeId::of::<T>());
         own.and_then(|value| value.downcast_ref())
             .or_else(|| self.parent.as_ref()?.value())
+    }
+
+    /// [`value`](Self::value), to be kept.
+    #[must_use]
+    pub fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        match self.values.get(&TypeId::of::<T>()) {
+            Some(own) => Arc::clone(own).downcast().ok(),
+            None => self.parent.as_ref()?.shared(),
+        }
     }
 
     fn below(mut self, parent: &Arc<Self>) -> Self {
@@ -562,8 +579,33 @@ pub(crate) struct Managed {
     early: Mutex<Option<Vec<Frame>>>,
     tasks: Tasks,
     stop: CancellationToken,
-    over: AtomicBool,
+    owed: Mutex<Owed>,
     control: SessionControl,
+}
+
+/// What a manager is still to be told of a session.
+#[derive(Default)]
+struct Owed {
+    /// Stays that it has been asked about and not been told the end of.
+    stays: usize,
+    /// The session is over. There are no further stays from then on, and with the last of them gone that is told.
+    end: Option<EndCause>,
+}
+
+/// A stay that a manager has been asked about. Until it is dropped the end of its session is not told.
+struct OpenStay(Arc<Managed>);
+
+impl Drop for OpenStay {
+    fn drop(&mut self) {
+        let end = {
+            let mut owed = self.0.owed.lock();
+            owed.stays -= 1;
+            owed.end.filter(|_| owed.stays == 0)
+        };
+        if let Some(cause) = end {
+            self.0.tell_ended(cause);
+        }
+    }
 }
 
 impl fmt::Debug for Managed {
@@ -587,7 +629,7 @@ impl Managed {
             early: Mutex::new(Some(Vec::new())),
             tasks: Tasks::default(),
             stop: CancellationToken::new(),
-            over: AtomicBool::new(false),
+            owed: Mutex::default(),
             control: SessionControl {
                 session: Arc::downgrade(session),
                 managed: Weak::clone(managed),
@@ -597,29 +639,59 @@ impl Managed {
 
     /// Asks whether the session may begin.
     pub(crate) async fn create(&self) -> Result<(), Refusal> {
-        let asked = self.link.manager.create(&self.facts, &self.control);
+        let asked = async { self.link.manager.create(&self.facts, &self.control).await };
         let context = self.ask(Hook::Create, asked).await?;
         let _ = self.context.set(Arc::new(context));
         Ok(())
     }
 
+    /// A stay that is about to be asked about; `None`: the session is over.
+    fn open_stay(self: &Arc<Self>) -> Option<OpenStay> {
+        let mut owed = self.owed.lock();
+        if owed.end.is_some() {
+            return None;
+        }
+        owed.stays += 1;
+        Some(OpenStay(Arc::clone(self)))
+    }
+
+    /// Asks about a stay. `None`: the session has ended meanwhile, and waits for no answer.
+    async fn joined(&self, stay: &Stay) -> Option<Result<Context, Refusal>> {
+        let asked = async { self.link.manager.joined(stay).await };
+        let asked = self.ask(Hook::Joined, asked);
+        self.stop.run_until_cancelled(asked).await
+    }
+
+    /// Waits for what is `asked`, in its time. A panic of its is counted and stops here.
     async fn ask(
         &self,
         hook: Hook,
         asked: impl Future<Output = Result<Context, Refused>>,
     ) -> Result<Context, Refusal> {
         let began = clock::now();
-        let answer = tokio::time::timeout(self.link.timeout, asked).await;
-        let answer = answer.unwrap_or_else(|_| {
-            tracing::warn!(session_manager = %self.link.name, timeout = ?self.link.timeout, "A session manager overran its time.");
-            Err(Refused::Unavailable {
-                retry: RETRY_AFTER_OVERRUN,
-            })
-        });
-        let outcome = match &answer {
-            Ok(_) => HookOutcome::Ok,
-            Err(Refused::Reason(_)) => HookOutcome::Refused,
-            Err(Refused::Unavailable { .. }) => HookOutcome::Unavailable,
+        let asked = tokio::time::timeout(self.link.timeout, unwind(asked)).await;
+        let (answer, outcome) = match asked {
+            Ok(Some(answer)) => {
+                let outcome = match &answer {
+                    Ok(_) => HookOutcome::Ok,
+                    Err(Refused::Reason(_)) => HookOutcome::Refused,
+                    Err(Refused::Unavailable { .. }) => HookOutcome::Unavailable,
+                };
+                (answer, outcome)
+            }
+            Ok(None) => {
+                self.log_panic(hook);
+                let retry = RETRY_LATER;
+                (Err(Refused::Unavailable { retry }), HookOutcome::Failed)
+            }
+            Err(_) => {
+                tracing::warn!(session_manager = %self.link.name, hook = hook.label(), timeout = ?self.link.timeout, "A session manager overran its time.");
+                let retry = RETRY_LATER;
+                (
+                    Err(Refused::Unavailable { retry }),
+                    HookOutcome::Unavailable,
+                )
+            }
         };
         self.telemetry
             .hook(&self.link.name, hook, outcome, began.elapsed());
@@ -638,11 +710,15 @@ impl Managed {
         let outcome = if catch_unwind(AssertUnwindSafe(call)).is_ok() {
             HookOutcome::Ok
         } else {
-            tracing::error!(session_manager = %self.link.name, hook = hook.label(), "A session manager panicked.");
+            self.log_panic(hook);
             HookOutcome::Failed
         };
         self.telemetry
             .hook(&self.link.name, hook, outcome, began.elapsed());
+    }
+
+    fn log_panic(&self, hook: Hook) {
+        tracing::error!(session_manager = %self.link.name, hook = hook.label(), "A session manager panicked.");
     }
 
     pub(crate) fn filter(&self) -> Arc<Filter> {
@@ -667,15 +743,26 @@ impl Managed {
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.owed.lock().end.is_some()
     }
 
-    /// The session is over: its tasks stop and, once, the manager is told.
+    /// The session is over: its tasks stop and, once, the manager is told, as soon as no stay is left to be told of.
     pub(crate) fn end(&self, cause: EndCause) {
-        if self.over.swap(true, Ordering::AcqRel) {
-            return;
-        }
+        let is_last = {
+            let mut owed = self.owed.lock();
+            if owed.end.is_some() {
+                return;
+            }
+            owed.end = Some(cause);
+            owed.stays == 0
+        };
         self.stop.cancel();
+        if is_last {
+            self.tell_ended(cause);
+        }
+    }
+
+    fn tell_ended(&self, cause: EndCause) {
         if let Some(context) = self.context.get() {
             self.notify(Hook::Ended, || {
                 self.link.manager.ended(&self.facts, context, cause);
@@ -694,19 +781,20 @@ impl Drop for Managed {
 /// What is kept of a stay that has a manager, or a time of its own.
 pub(crate) struct Child {
     session: Weak<Session>,
-    /// Told of its end.
-    managed: Option<(Arc<Managed>, Stay)>,
+    /// What its manager knows of it.
+    stay: Option<Stay>,
+    /// Its end is owed to its manager.
+    open: Mutex<Option<OpenStay>>,
     /// Zero: none.
     timeout: Duration,
     active: AtomicInstant,
     origin: Origin,
     watching: Mutex<Option<Watching>>,
-    over: AtomicBool,
 }
 
 impl Child {
     /// Asks the session's manager about a stay in `room`, which has `timeout` of silence. `None`: nobody wants to know
-    /// of it, and nothing ends it alone.
+    /// of it and nothing ends it alone, or the session is over.
     pub(crate) async fn ask(
         session: &Arc<Session>,
         managed: Option<Arc<Managed>>,
@@ -714,10 +802,14 @@ impl Child {
         timeout: Duration,
     ) -> Result<Option<Box<Self>>, Refusal> {
         let managed = managed.filter(|managed| managed.wants_stays());
-        let managed = match managed {
+        let (stay, open) = match managed {
             None if timeout.is_zero() => return Ok(None),
-            None => None,
+            None => (None, None),
             Some(managed) => {
+                // Dropped after what is asked, wherever this ends.
+                let Some(open) = managed.open_stay() else {
+                    return Ok(None);
+                };
                 let parent = managed.context().map(Arc::clone).unwrap_or_default();
                 let mut stay = Stay {
                     facts: Arc::clone(&managed.facts),
@@ -726,21 +818,22 @@ impl Child {
                     control: managed.control.clone(),
                     stop: managed.stop.child_token(),
                 };
-                let asked = managed.link.manager.joined(&stay);
-                let context = managed.ask(Hook::Joined, asked).await?;
-                stay.context = Arc::new(context.below(&parent));
-                Some((managed, stay))
+                let Some(context) = managed.joined(&stay).await else {
+                    return Ok(None);
+                };
+                stay.context = Arc::new(context?.below(&parent));
+                (Some(stay), Some(open))
             }
         };
         let origin = session.scope.hub.origin;
         Ok(Some(Box::new(Self {
             session: Arc::downgrade(session),
-            managed,
+            stay,
+            open: Mutex::new(open),
             timeout,
             active: AtomicInstant::new(origin, clock::now()),
             origin,
             watching: Mutex::new(None),
-            over: AtomicBool::new(false),
         })))
     }
 
@@ -761,17 +854,17 @@ impl Child {
     }
 
     pub(crate) fn context(&self) -> Option<&Arc<Context>> {
-        self.managed.as_ref().map(|(_, stay)| &stay.context)
+        self.stay.as_ref().map(|stay| &stay.context)
     }
 
     /// The stay is over: its tasks stop and, once, the manager is told. No lock is held by the caller.
     pub(crate) fn end(&self, cause: EndCause) {
-        if self.over.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        drop(self.watching.lock().take());
-        if let Some((managed, stay)) = &self.managed {
+        let watching = self.watching.lock().take();
+        drop(watching);
+        let open = self.open.lock().take();
+        if let (Some(stay), Some(open)) = (&self.stay, open) {
             stay.stop.cancel();
+            let managed = &open.0;
             managed.notify(Hook::Left, || managed.link.manager.left(stay, cause));
         }
     }
@@ -794,5 +887,23 @@ impl Expire for Membership {
             session.evict(&self, LeaveReason::Expired);
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_shares_what_it_keeps_and_goes_on_in_the_one_it_lies_below() {
+        let (team, seat) = (Arc::new("red".to_owned()), Arc::new(7_u8));
+        let session = Arc::new(Context::default().with_shared(Arc::clone(&team)).with(1_u8));
+        let stay = Context::default()
+            .with_shared(Arc::clone(&seat))
+            .below(&session);
+        assert!(Arc::ptr_eq(&stay.shared().expect("of the session"), &team));
+        assert!(Arc::ptr_eq(&stay.shared().expect("its own"), &seat));
+        assert_eq!((stay.value(), session.value()), (Some(&7_u8), Some(&1_u8)));
+        assert!(stay.shared::<u32>().is_none());
     }
 }

@@ -177,8 +177,8 @@ impl PullSession {
         self.session.frame_bytes()
     }
 
-    /// Runs one command, after those that came before it. Given up before its turn, it is not run; given up later, it
-    /// has run all the same.
+    /// Runs one command, after those that came before it. Given up before its turn, or while it waits for somebody's
+    /// word as a join does for that of its manager, it is not run; given up later, it has run all the same.
     pub async fn command(&self, body: &[u8]) -> Reply {
         self.session.touch();
         let command = match Command::parse(body, None) {

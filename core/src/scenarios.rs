@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use metrics::NoopRecorder;
+use metrics::{NoopRecorder, Recorder};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -189,6 +189,10 @@ struct Stage {
 
 impl Stage {
     fn new(adjust: impl FnOnce(&mut HubConfig)) -> Self {
+        Self::recorded(&NoopRecorder, adjust)
+    }
+
+    fn recorded(recorder: &dyn Recorder, adjust: impl FnOnce(&mut HubConfig)) -> Self {
         let mut config = HubConfig {
             wall: Arc::new(StoppedClock),
             ..HubConfig::default()
@@ -196,7 +200,7 @@ impl Stage {
         config.server.default_room = Some("lobby".into());
         config.server.workers = 2;
         adjust(&mut config);
-        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &["all"], &[], &["backend"]);
+        let telemetry = Telemetry::new(recorder, &["pipe"], &["all"], &[], &["backend"]);
         let hub = Hub::start(config, telemetry, Lifecycle::new()).expect("a sound configuration");
         let scope = Self::scope_of(&hub, Everybody);
         Self { hub, scope }

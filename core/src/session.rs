@@ -521,6 +521,9 @@ impl Session {
         let (session, room_name) = (Arc::clone(self), room_name.into_owned());
         Ok(Done::Pending(Box::pin(async move {
             let child = Child::ask(&session, managed, &room_name, timeout).await;
+            if session.ended().is_some() {
+                return Done::Ended;
+            }
             child
                 .and_then(|child| session.enter(id, &room_name, child))
                 .unwrap_or_else(|refusal| Done::Replied(session.refused(id, refusal)))

@@ -54,7 +54,8 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long the last words of a program that failed are waited for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// The most bytes of a line of standard error, and lines a second, that are logged.
+/// The most bytes of a line of standard error that are logged, and lines a second for that and for
+/// what a program wants in vain.
 const WORDS_BYTES: usize = 1024;
 const WORDS_A_SECOND: u32 = 20;
 /// How many questions back a program's words are searched for credentials.
@@ -92,9 +93,16 @@ pub(crate) struct Settings {
     pub(crate) unasked: Option<Unasked>,
 }
 
-/// Takes a line without an `id`, and gives the line to write back, if one is wanted. `None`: the line
-/// is none that a program may write.
-pub(crate) type Unasked = Box<dyn Fn(&[u8]) -> Option<Option<Vec<u8>>> + Send + Sync>;
+/// Takes a line without an `id`. `None`: the line is none that a program may write.
+pub(crate) type Unasked = Box<dyn Fn(&[u8]) -> Option<Taken> + Send + Sync>;
+
+/// What a line without an `id` came to.
+pub(crate) struct Taken {
+    /// The line to write back, if one is wanted.
+    pub(crate) reply: Option<Vec<u8>>,
+    /// The code of what is wrong with it, for the log. What the program wrote is not repeated there.
+    pub(crate) mistake: Option<&'static str>,
+}
 
 /// The keys of a table that say what runs.
 pub(crate) struct Launch<'a> {
@@ -638,7 +646,14 @@ impl Program {
                     let head = serde_json::from_slice::<Head>(&line);
                     let Some(id) = head.map_err(|_| Failure::NoAnswer)?.id else {
                         let take = settings.unasked.as_ref().ok_or(Failure::NoAnswer)?;
-                        let reply = take(&line).ok_or(Failure::NoAnswer)?.unwrap_or_default();
+                        let taken = take(&line).ok_or(Failure::NoAnswer)?;
+                        if let Some(code) = taken.mistake
+                            && self.may_log(&settings.table)
+                        {
+                            let (table, pid) = (&settings.table, self.pid);
+                            warn!(table, pid, code, "What a program wants is refused.");
+                        }
+                        let reply = taken.reply.unwrap_or_default();
                         unread += reply.len();
                         if unread > UNREAD_BYTES {
                             return Err(Failure::Heedless);
@@ -667,15 +682,24 @@ impl Program {
         }
     }
 
-    fn log(&mut self, table: &str, words: &[u8]) {
+    /// Whether its quota has a line left for the log.
+    fn may_log(&mut self, table: &str) -> bool {
         let pid = self.pid;
         match self.quota.take(clock::now()) {
-            Allowed::No => return,
+            Allowed::No => return false,
             Allowed::Yes => {}
             Allowed::After(lost) => {
                 info!(table, pid, lost, "A program said more than is logged.");
             }
         }
+        true
+    }
+
+    fn log(&mut self, table: &str, words: &[u8]) {
+        if !self.may_log(table) {
+            return;
+        }
+        let pid = self.pid;
         let words = String::from_utf8_lossy(words);
         let repeats = |secrets: &&Secrets| secrets.are_in(&words);
         let secrets = self
@@ -719,7 +743,7 @@ impl Program {
     }
 }
 
-/// How much of what a program says is logged.
+/// How much of what a program says, and wants in vain, is logged.
 struct Quota {
     began: Instant,
     said: u32,

@@ -16,7 +16,7 @@ use crate::callout::{
     spread,
 };
 
-/// The largest context, as compact JSON.
+/// The largest context, as compact JSON; of a stay, with what its session has.
 const CONTEXT_BYTES: usize = 16 << 10;
 
 /// What a manager is asked or told.
@@ -186,6 +186,32 @@ pub(super) struct Allowed {
     pub(super) orders: Vec<Order>,
 }
 
+impl Allowed {
+    /// Makes the context of a stay, where it has one, what its session has with its own over it.
+    ///
+    /// # Errors
+    /// They are too large together.
+    pub(super) fn lay_over(&mut self, session: &Map<String, Value>) -> Result<(), String> {
+        if let Some(own) = &mut self.context {
+            let mut all = session.clone();
+            all.append(own);
+            check_size(&all)?;
+            *own = all;
+        }
+        Ok(())
+    }
+}
+
+fn check_size(context: &Map<String, Value>) -> Result<(), String> {
+    let bytes = serde_json::to_vec(context).map_or(0, |text| text.len());
+    if bytes > CONTEXT_BYTES {
+        return Err(format!(
+            "its `context` has {bytes} bytes, over {CONTEXT_BYTES}"
+        ));
+    }
+    Ok(())
+}
+
 impl PartialEq for Allowed {
     fn eq(&self, other: &Self) -> bool {
         let names = |it: &Self| it.orders.iter().map(Order::name).collect::<Vec<_>>();
@@ -291,12 +317,7 @@ fn parse(answer: &[u8], asked: Asked, secrets: &Secrets) -> Result<Said, String>
 impl Said {
     fn allowed(self) -> Result<Allowed, String> {
         if let Some(context) = &self.context {
-            let bytes = serde_json::to_vec(context).map_or(0, |text| text.len());
-            if bytes > CONTEXT_BYTES {
-                return Err(format!(
-                    "its `context` has {bytes} bytes, over {CONTEXT_BYTES}"
-                ));
-            }
+            check_size(context)?;
         }
         let filter = self.filter.map(|it| Order::filter(it.rooms, it.commands));
         let timeout = self.timeout_ms.map(Order::timeout);
@@ -496,6 +517,22 @@ mod tests {
         let read = |value: Value| read(value.to_string().as_bytes(), Asked::Joined, &secrets);
         assert!(read(of(CONTEXT_BYTES - 8)).is_ok());
         assert!(read(of(CONTEXT_BYTES)).is_err());
+
+        let session = Map::from_iter([("b".to_owned(), json!("x".repeat(CONTEXT_BYTES / 2)))]);
+        let lay_over = |own: Value| {
+            let Ok(Answer::Allow(mut allowed)) = read(own) else {
+                panic!("it is small enough by itself");
+            };
+            allowed.lay_over(&session).map(|()| allowed.context)
+        };
+        let all = lay_over(of(100)).unwrap().unwrap();
+        assert_eq!((all.len(), &all["b"]), (2, &session["b"]));
+        assert!(lay_over(of(CONTEXT_BYTES / 2)).is_err());
+        assert_eq!(
+            lay_over(json!({"verdict": "allow"})),
+            Ok(None),
+            "nothing is copied"
+        );
     }
 
     #[test]

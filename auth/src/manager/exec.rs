@@ -13,7 +13,7 @@ use chinwag_core::{
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Admission, Line, Message, Notices, Outbox, Remote,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::callout::{
     Doubt, Secrets, call_timeout,
-    programs::{Launch, Programs, Settings, Unasked},
+    programs::{Launch, Programs, Settings, Taken, Unasked},
     within,
 };
 
@@ -154,24 +154,23 @@ fn orders(live: &Arc<Live>, table: String) -> Unasked {
             control.obey(order).map_err(Refusal::from)
         });
         let order = &given.order;
-        match &done {
-            Ok(()) => debug!(table, order, "A program steers a session."),
+        let mistake = match &done {
+            Ok(()) => {
+                debug!(table, order, "A program steers a session.");
+                None
+            }
             // A session may end while the program writes; anything else is the program's mistake.
             Err(refusal) if *refusal == ControlError::Over.into() => {
                 debug!(table, order, "A program steers a session that is over.");
+                None
             }
-            Err(refusal) => {
-                warn!(
-                    table,
-                    order = crate::callout::one_line(order),
-                    code = refusal.code.code(),
-                    why = refusal.message,
-                    "A program's order is refused."
-                );
-            }
-        }
+            Err(refusal) => Some(refusal.code.code()),
+        };
         let told = |reference| outcome(reference, done.as_ref().err());
-        Some(given.reference.map(told))
+        Some(Taken {
+            reply: given.reference.map(told),
+            mistake,
+        })
     })
 }
 

@@ -42,7 +42,7 @@ pub use self::http::HttpManager;
 pub use self::notices::Notices;
 use self::{
     contract::{Answer, Asked, Message},
-    notices::{Notice, Outbox},
+    notices::{Heard, Notice, Outbox},
 };
 use crate::callout::{Doubt, Secrets};
 
@@ -125,8 +125,8 @@ impl<L: Line> Remote<L> {
                         next = outbox.next() => next,
                         () = ears.draining() => return,
                     };
-                    let is_told = tell(&*line, &notice, &is_ready).await;
-                    outbox.settle(key, is_told);
+                    let heard = tell(&*line, &notice, &is_ready).await;
+                    outbox.settle(key, heard);
                 }
             });
         }
@@ -173,18 +173,18 @@ impl<L: Line> Remote<L> {
             data: held.data.as_deref(),
         };
         let secrets = Secrets::default();
-        let read = |answer: &[u8]| contract::read(answer, Asked::Joined, &secrets);
+        let read = |answer: &[u8]| {
+            let mut answer = contract::read(answer, Asked::Joined, &secrets)?;
+            if let (Answer::Allow(allowed), Some(all)) = (&mut answer, &held.data) {
+                allowed.lay_over(&all.0)?;
+            }
+            Ok(answer)
+        };
         let answer = self.ask(&message, &secrets, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
         unsettled.settle();
-        let data = match allowed.context {
-            None => held.data.clone(),
-            Some(own) => {
-                let mut all = held.data.as_deref().cloned().unwrap_or_default();
-                all.0.extend(own);
-                Some(Arc::new(all))
-            }
-        };
+        // Without one of its own, look-ups go on in that of the session.
+        let data = allowed.context.map(|all| Arc::new(SessionData(all)));
         Ok(with_data(data).with(StayNumber(number)))
     }
 
@@ -194,18 +194,19 @@ impl<L: Line> Remote<L> {
         };
         self.outbox.push(Notice {
             facts: Arc::clone(&held.facts),
-            data: context.value::<Arc<SessionData>>().cloned(),
+            data: context.shared(),
             cause,
             stay: Some((*number, Arc::clone(room))),
         });
     }
 }
 
-/// A context with `data`, for plug-ins and, in a form that is cheap to keep, for notices.
+/// A context with `data`, for plug-ins and notices.
 fn with_data(data: Option<Arc<SessionData>>) -> Context {
+    let context = Context::default();
     match data {
-        None => Context::default(),
-        Some(data) => Context::default().with((*data).clone()).with(data),
+        None => context,
+        Some(data) => context.with_shared(data),
     }
 }
 
@@ -217,15 +218,19 @@ fn settle(answer: Result<Answer, Duration>) -> Result<contract::Allowed, Refused
     }
 }
 
-/// Tells one notice; whether that was answered.
-async fn tell(line: &impl Line, notice: &Notice, is_ready: &AtomicBool) -> bool {
+/// Tells one notice; what came of it.
+async fn tell(line: &impl Line, notice: &Notice, is_ready: &AtomicBool) -> Heard {
     let (secrets, doubt) = (Secrets::default(), Doubt::default());
     let message = notice.message();
     let told = line
         .say(&message, &secrets, contract::read_noted, &doubt)
         .await;
     is_ready.store(told.is_ok(), Ordering::Release);
-    matches!(told, Ok(None))
+    match told {
+        Ok(None) => Heard::Yes,
+        Ok(Some(retry)) => Heard::Later(retry),
+        Err(_) => Heard::No,
+    }
 }
 
 /// A session, or a stay, that the other side has been asked about. Dropped before that is settled, it

@@ -3,11 +3,12 @@
 //! - Each notice is told until it is answered, so perhaps more than once; those of one session one
 //!   after another, in their order, so that a session's stays end before it does.
 //! - What can't be told is tried again, less and less often, within a number of tries and a time.
-//!   What is over either, or over the number that may wait, is given up, counted and logged.
+//!   What is over either, or over what may wait, is given up, counted and logged.
 //! - When the server stops, what waits is told as long as the grace lasts.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +16,7 @@ use std::{
 use chinwag_core::{
     NoticeMetrics, NoticeOutcome,
     clock::{self, Instant},
-    config::Span,
+    config::{Size, Span},
     plugin::{AuthFacts, BuildError, EndCause, SessionData},
 };
 use parking_lot::Mutex;
@@ -33,6 +34,8 @@ const LONGEST_LAST_REST: Duration = Duration::from_millis(500);
 /// How often it is worth a line that notices are given up.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 const MAX_QUEUE: usize = 10_000_000;
+/// The least has room for any one.
+const BYTES: RangeInclusive<Size> = Size(64 << 10)..=Size(1 << 30);
 
 /// How long and how often notices are tried: a `notices` table of a session manager.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -42,6 +45,9 @@ pub struct Notices {
     /// The most that wait, 1 to 10,000,000; the newest beyond that are given up. Default 100,000: at
     /// a stop, each session has one and each of its stays another.
     pub queue: usize,
+    /// The most bytes of messages that wait, 64 KiB to 1 GiB; the newest beyond that are given up.
+    /// Default 64 MiB: for each of as many as may wait by default, some 670 bytes.
+    pub bytes: Size,
     /// How often each is tried before it is given up, at least once. Default 20.
     pub tries: u32,
     /// How long each is tried before it is given up. Above zero; default a minute.
@@ -52,6 +58,7 @@ impl Default for Notices {
     fn default() -> Self {
         Self {
             queue: 100_000,
+            bytes: Size(64 << 20),
             tries: 20,
             age: Span::secs(60),
         }
@@ -60,11 +67,15 @@ impl Default for Notices {
 
 impl Notices {
     pub(super) fn check(&self) -> Result<(), BuildError> {
-        let sound = (1..=MAX_QUEUE).contains(&self.queue) && self.tries > 0 && !self.age.is_zero();
+        let sound = (1..=MAX_QUEUE).contains(&self.queue)
+            && BYTES.contains(&self.bytes)
+            && self.tries > 0
+            && !self.age.is_zero();
         sound.then_some(()).ok_or_else(|| {
+            let (least, most) = (BYTES.start(), BYTES.end());
             let message = format!(
-                "`queue` is 1 to {MAX_QUEUE}, `tries` at least 1, and `age` above zero: what is over would be told to \
-                 nobody"
+                "`queue` is 1 to {MAX_QUEUE}, `bytes` {least} to {most}, `tries` at least 1, and `age` above zero: what \
+                 is over would be told to nobody"
             );
             BuildError::key("notices", message)
         })
@@ -97,6 +108,15 @@ impl Notice {
     }
 }
 
+/// What came of telling a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Yes,
+    No,
+    /// Not now: it is to be told again, not before so long.
+    Later(Duration),
+}
+
 /// What waits to be told.
 pub(super) struct Outbox {
     manager: String,
@@ -117,10 +137,14 @@ struct State {
     /// tells equal times apart.
     due: BTreeSet<(Instant, u64, Arc<str>)>,
     waiting: usize,
+    /// Of their messages.
+    bytes: usize,
     turns: u64,
     /// Sessions that may still have something to tell.
     open: usize,
     is_stopping: bool,
+    /// Nobody tells anything any more.
+    is_over: bool,
     warned: Option<Instant>,
     /// Given up since then and not said yet.
     unsaid: u64,
@@ -128,6 +152,7 @@ struct State {
 
 struct Waiting {
     notice: Notice,
+    bytes: usize,
     since: Instant,
     tries: u32,
 }
@@ -164,16 +189,21 @@ impl Outbox {
     /// Has it told. Never blocks.
     pub(super) fn push(&self, notice: Notice) {
         let now = clock::now();
+        let bytes = notice.message().encode(None).len();
         let mut state = self.state.lock();
-        if state.waiting >= self.bounds.queue {
+        let is_full =
+            state.waiting >= self.bounds.queue || state.bytes + bytes > self.bounds.bytes.0;
+        if state.is_over || is_full {
             self.give_up(&mut state, 1, now);
             return;
         }
         state.waiting += 1;
+        state.bytes += bytes;
         self.metrics.waiting(state.waiting);
         let key = Arc::clone(&notice.facts.key);
         let waiting = Waiting {
             notice,
+            bytes,
             since: now,
             tries: 0,
         };
@@ -238,8 +268,9 @@ impl Outbox {
         }
     }
 
-    /// The notice of that session that was [given](Self::next) has been told, or could not be.
-    pub(super) fn settle(&self, key: Arc<str>, is_told: bool) {
+    /// The notice of that session that was [given](Self::next) has been told, or could not be. Whoever
+    /// wants it later than it is kept, or while the server stops, is told again before that.
+    pub(super) fn settle(&self, key: Arc<str>, heard: Heard) {
         let now = clock::now();
         let mut state = self.state.lock();
         let longest = if state.is_stopping {
@@ -251,19 +282,26 @@ impl Outbox {
             return; // Given up with all others, while it was told.
         };
         first.tries += 1;
-        let is_spent = first.tries >= self.bounds.tries || now >= first.since + self.bounds.age.0;
+        let too_old = first.since + self.bounds.age.0;
+        let is_spent = first.tries >= self.bounds.tries || now >= too_old;
         let doublings = (first.tries - 1).min(16);
-        if !is_told && !is_spent {
+        if heard != Heard::Yes && !is_spent {
             self.metrics.count(NoticeOutcome::Retried, 1);
-            let rest = FIRST_REST.saturating_mul(1 << doublings).min(longest);
+            let mut rest = FIRST_REST.saturating_mul(1 << doublings).min(longest);
+            if let Heard::Later(asked) = heard
+                && !state.is_stopping
+            {
+                rest = rest.max(asked).min(too_old - now);
+            }
             state.is_due(key, now + rest);
             drop(state);
             self.arrived.notify_one();
             return;
         }
         let queue = state.sessions.get_mut(&key).expect("it has a first notice");
-        queue.pop_front();
+        let first = queue.pop_front();
         let is_empty = queue.is_empty();
+        state.bytes -= first.map_or(0, |first| first.bytes);
         state.waiting -= 1;
         self.metrics.waiting(state.waiting);
         if is_empty {
@@ -271,7 +309,7 @@ impl Outbox {
         } else {
             state.is_due(key, now);
         }
-        if is_told {
+        if heard == Heard::Yes {
             self.metrics.count(NoticeOutcome::Delivered, 1);
         } else {
             self.give_up(&mut state, 1, now);
@@ -313,9 +351,11 @@ impl Outbox {
         }
     }
 
-    /// Nobody tells anything any more.
+    /// Nobody tells anything any more: what waits, and what is still to come, is given up.
     pub(super) fn abandon(&self) {
         let mut state = self.state.lock();
+        state.is_over = true;
+        state.bytes = 0;
         let left = std::mem::take(&mut state.waiting) as u64;
         state.sessions.clear();
         state.due.clear();

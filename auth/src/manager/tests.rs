@@ -51,7 +51,14 @@ fn notices_have_bounds() {
         let notices: Notices = toml::from_str(good).unwrap();
         assert!(notices.check().is_ok(), "{good}");
     }
-    for bad in ["queue = 0", "queue = 10000001", "tries = 0", "age = \"0s\""] {
+    for bad in [
+        "queue = 0",
+        "queue = 10000001",
+        "bytes = \"63KiB\"",
+        "bytes = \"2GiB\"",
+        "tries = 0",
+        "age = \"0s\"",
+    ] {
         let notices: Notices = toml::from_str(bad).unwrap();
         assert_eq!(notices.check().unwrap_err().key, Some("notices"), "{bad}");
     }
@@ -375,6 +382,103 @@ mod over_http {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_so_many_bytes_of_ends_wait() {
+        let backend = Backend::new(Answer::By(|message| match message["type"].as_str() {
+            Some("create") => {
+                let team = "x".repeat(15_000);
+                Answer::json(&json!({"verdict": "allow", "context": {"team": team}}))
+            }
+            _ => hard_of_hearing(message),
+        }));
+        let table = format!("{ONE}notices = {{ bytes = \"64KiB\" }}\n");
+        let started = start(&table, pipes([("a", &backend)])).await;
+        for n in 0..6 {
+            let key = format!("k{n}");
+            let context = create(&started.manager, &key).await.unwrap();
+            started.manager.ended(&facts(&key), &context, logout());
+        }
+        backend.set(Answer::By(willing));
+        sleep(Duration::from_secs(6)).await;
+        let told = brief(&backend);
+        for (key, is_told) in [("k0", true), ("k3", true), ("k4", false), ("k5", false)] {
+            let end = format!("ended {key} logout");
+            assert_eq!(told.contains(&end), is_told, "{end}: {told:?}");
+        }
+        let context = create(&started.manager, "again").await.unwrap();
+        started.manager.ended(&facts("again"), &context, logout());
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
+        let told = brief(&backend);
+        assert!(told.contains(&"ended again logout".to_owned()), "{told:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_to_be_told_later_is_told_later() {
+        let later = |message: &Value| match message["type"].as_str() {
+            Some("ended") => Answer::json(&json!({"verdict": "unavailable", "retry_ms": 9000})),
+            _ => willing(message),
+        };
+        let (started, backend) = with(Answer::By(later)).await;
+        let context = create(&started.manager, "k1").await.unwrap();
+        started.manager.ended(&facts("k1"), &context, logout());
+        let ends = || brief(&backend).len() - 1;
+        sleep(Duration::from_millis(8900)).await;
+        assert_eq!(ends(), 1, "not before");
+        sleep(Duration::from_millis(200)).await;
+        assert_eq!(ends(), 2);
+        // An age of a minute ends all patience.
+        sleep(Duration::from_secs(120)).await;
+        assert_eq!(ends(), 8, "0, 9, … 54 s and the last at 60 s");
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_comes_after_the_last_word_is_given_up_and_said() {
+        let (started, backend) = with(Answer::By(hard_of_hearing)).await;
+        let context = create(&started.manager, "k1").await.unwrap();
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 1);
+        let ears = Ears::open();
+        started.manager.ended(&facts("k1"), &context, logout());
+        let heard = ears.heard();
+        assert!(
+            heard.contains("are given up") && heard.contains("undelivered=1"),
+            "{heard}"
+        );
+        assert_eq!(brief(&backend), ["create k1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn contexts_are_shared_and_a_stay_without_one_copies_nothing() {
+        let answer = |message: &Value| match message["room"].as_str() {
+            Some("bare") => Answer::json(&json!({"verdict": "allow"})),
+            Some("large") => {
+                let seat = "x".repeat(10_000);
+                Answer::json(&json!({"verdict": "allow", "context": {"seat": seat}}))
+            }
+            _ => {
+                let team = "x".repeat(10_000);
+                Answer::json(&json!({"verdict": "allow", "context": {"team": team}}))
+            }
+        };
+        let (started, _backend) = with(Answer::By(answer)).await;
+        let manager = &started.manager;
+        let context = create(manager, "k1").await.unwrap();
+        let held = held(&context);
+        let kept = held.data.as_ref().unwrap();
+        let seen = context.shared::<SessionData>().unwrap();
+        assert!(Arc::ptr_eq(kept, &seen));
+        let stay = manager.ask_joined(&held, &"bare".into()).await.unwrap();
+        assert!(
+            stay.value::<SessionData>().is_none(),
+            "look-ups go on in that of the session"
+        );
+        let refused = manager.ask_joined(&held, &"large".into()).await;
+        assert!(
+            matches!(refused, Err(Refused::Unavailable { .. })),
+            "together they are too large"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stop_waits_for_sessions_and_their_ends_but_not_for_ever() {
         let (started, backend) = with(Answer::By(willing)).await;
         let context = create(&started.manager, "k1").await.unwrap();
@@ -637,6 +741,36 @@ ask() {
             "the same program: {:?}",
             script.heard()
         );
+    }
+
+    #[tokio::test]
+    async fn only_so_many_refused_orders_are_logged_and_none_is_repeated() {
+        let script = Script::new(
+            r#"
+            ask
+            for n in 0 1 2 3 4 5 6 7 8 9; do
+                for m in 0 1 2 3 4 5 6 7 8 9; do
+                    for order in filter s3cret; do
+                        echo '{"session":"nobody","order":"'$order'","with":{"s3cret":'$m'}}'
+                    done
+                done
+            done
+            answer '"verdict":"done"'
+            while ask; do answer '"verdict":"done"'; done"#,
+        );
+        let ears = Ears::open();
+        let manager = script.start("");
+        let began = chinwag_core::clock::now();
+        manager.reach().await.unwrap();
+        let heard = ears.heard();
+        let lines = heard.matches("What a program wants is refused").count();
+        let seconds = began.elapsed().as_secs() + 2;
+        assert!(lines > 0 && lines as u64 <= 20 * seconds, "{heard}");
+        assert!(
+            heard.contains("bad_request") && heard.contains("unknown_type"),
+            "{heard}"
+        );
+        assert!(!heard.contains("s3cret"), "{heard}");
     }
 
     #[tokio::test]

@@ -1,14 +1,18 @@
 //! Session managers and stays: what they are told, and what they may do.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, atomic::AtomicU64};
 
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
 use serde_json::value::to_raw_value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::*;
-use crate::plugin::{
-    AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, Refused, Rejection,
-    SessionControl, SessionManager, Stay, Validator,
+use crate::{
+    PullSession,
+    plugin::{
+        AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, Refused, Rejection,
+        SessionControl, SessionManager, Stay, Validator,
+    },
 };
 
 /// What a manager of the tests was told, in order, and how it answers.
@@ -21,6 +25,15 @@ struct Backend {
     /// "slow" waits for it.
     go: Notify,
     ignores_stays: bool,
+}
+
+/// A question about a stay that nobody waits for any more.
+struct GivenUp<'a>(&'a Backend);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.note("gave up".into());
+    }
 }
 
 /// A value in a session's context, and in a stay's.
@@ -62,6 +75,7 @@ impl SessionManager for Arc<Backend> {
                 return Err(Refused::Unavailable { retry });
             }
             "slow" => self.go.notified().await,
+            "clumsy" => panic!("create"),
             "early" => {
                 for n in 0..16 {
                     let data = to_raw_value(&json!({ "n": n })).expect("plain data");
@@ -89,12 +103,22 @@ impl SessionManager for Arc<Backend> {
         if &*stay.room == "closed" {
             return Err(Refused::Reason("That table is full.".into()));
         }
+        if &*stay.room == "slow" {
+            let given_up = GivenUp(self);
+            self.go.notified().await;
+            std::mem::forget(given_up);
+        }
+        assert!(&*stay.room != "clumsy", "joined");
         *self.stay.lock() = Some(stay.clone());
         Ok(Context::default().with(Seat(format!("seat in {}", stay.room))))
     }
 
     fn left(&self, stay: &Stay, cause: EndCause) {
         let seat = stay.context.value::<Seat>().expect("it was let in");
+        if &*stay.room == "last" {
+            stay.control().end();
+        }
+        std::thread::yield_now();
         self.note(format!("left {} ({})", seat.0, cause.code()));
         assert!(&*stay.room != "boom", "boom");
     }
@@ -121,7 +145,10 @@ impl Validator for Seated {
 
 /// A stage whose log-ins `backend` is told of.
 fn managed(backend: &Arc<Backend>, adjust: impl FnOnce(&mut HubConfig)) -> Stage {
-    let stage = Stage::new(adjust);
+    manage(Stage::new(adjust), backend)
+}
+
+fn manage(stage: Stage, backend: &Arc<Backend>) -> Stage {
     let link = ChainLink {
         name: "all".into(),
         authenticator: Arc::new(Everybody),
@@ -291,6 +318,221 @@ async fn stays_end_before_their_session_and_each_once() {
         settle().await;
         assert!(backend.told().is_empty(), "each once");
     }
+}
+
+/// A session of a member's, over polling.
+async fn open(stage: &Stage, user: &str) -> PullSession {
+    let login = json!({"user": user, "password": "right"}).to_string();
+    let opened = stage
+        .hub
+        .open(&stage.scope, Stage::peer(), login.as_bytes(), None)
+        .await;
+    opened.expect("everybody is let in").session
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_waits_for_no_join_and_is_told_after_it() {
+    for is_polling in [false, true] {
+        for end in ["replaced", "kicked", "shutting_down", "disconnected"] {
+            if is_polling && end == "disconnected" {
+                continue; // There is no task of its own that could be lost.
+            }
+            let backend = Arc::new(Backend::default());
+            let stage = managed(&backend, |_| ());
+            let login = json!({"type": "login", "user": "ann", "password": "right"});
+            let mut push = stage.connect();
+            let (tell, told) = oneshot::channel();
+            if is_polling {
+                let session = open(&stage, "ann").await;
+                stage.hub.lifecycle().spawn(async move {
+                    let command = join("slow").to_string();
+                    let _ = tell.send(session.command(command.as_bytes()).await);
+                });
+            } else {
+                push.ask(login.clone()).await;
+                push.say(&join("slow"));
+            }
+            settle().await;
+            assert_eq!(backend.told(), ["create ann", "joined ann slow"]);
+            let mut other = stage.connect();
+            match end {
+                "replaced" => {
+                    assert_eq!(other.ask(login).await["type"], "session");
+                    assert_eq!(backend.told.lock().remove(0), "create ann again");
+                }
+                "kicked" => backend.control().end(),
+                // Its task is dropped in the midst, as by a panic.
+                "disconnected" => stage.hub.lifecycle().kill(),
+                _ => stage.hub.drain(Duration::from_secs(1)).await,
+            }
+            settle().await;
+            assert_eq!(
+                backend.told(),
+                ["gave up", &format!("ended team of ann ({end})")],
+                "polling: {is_polling}"
+            );
+            if is_polling {
+                let refusal = told.await.expect("it is answered").refusal;
+                let code = refusal.map(|refusal| refusal.code.code());
+                assert_eq!(code, Some("session_expired"));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_is_let_in_as_its_session_ends_is_told_to_end_first() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let client = stage.login("ann").await;
+    client.say(&join("slow"));
+    settle().await;
+    backend.go.notify_one();
+    backend.control().end();
+    settle().await;
+    assert_eq!(
+        backend.told(),
+        [
+            "create ann",
+            "joined ann slow",
+            "left seat in slow (refused)",
+            "ended team of ann (kicked)"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_in_the_midst_of_a_leave_is_told_after_it() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let ann = open(&stage, "ann").await;
+    ann.command(join("last").to_string().as_bytes()).await;
+    let leave = json!({"type": "leave", "room": "last"}).to_string();
+    ann.command(leave.as_bytes()).await;
+    assert_eq!(
+        backend.told()[2..],
+        ["left seat in last (left)", "ended team of ann (kicked)"]
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_ends_before_its_refused_stay_was_told_of_is_told_after_it() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |config| config.room.members = 1);
+    let bob = open(&stage, "bob").await;
+    bob.command(join("a").to_string().as_bytes()).await;
+    backend.told();
+    let ann = open(&stage, "ann").await;
+    let refused = ann.command(join("a").to_string().as_bytes()).await.refusal;
+    assert_eq!(refused.map(|it| it.code), Some(crate::ErrorCode::TooMany));
+    // Whatever names the room now forgets the stay.
+    ann.command(send("a").to_string().as_bytes()).await;
+    ann.logout().await;
+    settle().await;
+    assert_eq!(
+        backend.told(),
+        [
+            "create ann",
+            "joined ann a",
+            "left seat in a (refused)",
+            "ended team of ann (logout)"
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stay_and_its_session_that_end_at_once_are_told_in_order() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let host = open(&stage, "host").await;
+    host.command(join("a").to_string().as_bytes()).await;
+    for round in 0..300 {
+        let user = format!("ann{round}");
+        let ann = open(&stage, &user).await;
+        ann.command(join("a").to_string().as_bytes()).await;
+        backend.told();
+        let stay = backend.stay.lock().clone().expect("ann is in a room");
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let _runtime = runtime.enter();
+                // It is over where the session was faster.
+                let _ = stay.end();
+            });
+            threads.spawn(|| {
+                let _runtime = runtime.enter();
+                stay.control().end();
+            });
+        });
+        let told = backend.told();
+        let left = "left seat in a (kicked)";
+        let ended = format!("ended team of {user} (kicked)");
+        assert_eq!(told, [left, &ended], "round {round}");
+    }
+}
+
+/// Counts calls of managers that failed.
+#[derive(Debug, Default)]
+struct Failures(Arc<AtomicU64>);
+
+impl Recorder for Failures {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        let is_failed = key.labels().any(|label| label.value() == "failed");
+        if is_failed && key.name() == "chinwag_session_manager_calls_total" {
+            Counter::from_arc(Arc::clone(&self.0))
+        } else {
+            Counter::noop()
+        }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_panics_lets_nobody_in_and_is_counted() {
+    let failures = Failures::default();
+    let backend = Arc::new(Backend::default());
+    let stage = manage(Stage::recorded(&failures, |_| ()), &backend);
+    let mut client = stage.connect();
+    let unavailable = (json!("unavailable"), json!(5000));
+    let refused = client.ask(json!({"type": "login", "user": "clumsy"})).await;
+    assert_eq!(
+        (refused["code"].clone(), refused["retry_ms"].clone()),
+        unavailable
+    );
+    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+    let session = client.ask(json!({"type": "login", "user": "ann"})).await;
+    assert_eq!(session["type"], "session", "the connection lives on");
+    let refused = client.ask(join("clumsy")).await;
+    assert_eq!(
+        (refused["code"].clone(), refused["retry_ms"].clone()),
+        unavailable
+    );
+    assert_eq!(failures.0.load(Ordering::SeqCst), 2);
+    assert_eq!(client.ask(join("a")).await["type"], "init");
+    client.ask(json!({"type": "logout"})).await;
+    assert_eq!(
+        backend.told(),
+        [
+            "create clumsy",
+            "create ann",
+            "joined ann clumsy",
+            "joined ann a",
+            "left seat in a (logout)",
+            "ended team of ann (logout)"
+        ],
+        "what it failed at never began"
+    );
 }
 
 #[tokio::test(start_paused = true)]
