@@ -117,6 +117,24 @@ async fn each_denial_makes_the_next_wait_longer_and_others_do_not_wait() {
     join_all(Over::ALL.map(|over| guess(&setup, over))).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn guessing_all_at_once_is_no_faster() {
+    let backend = Backend::start(judge).await;
+    let limits = "[limits]\nlogin_failures_per_name = { rate = 1, per = \"1h\", burst = 2 }\n";
+    let setup = Setup::authenticator(&table(&backend)).and(limits);
+    for over in Over::ALL {
+        let server = setup.start().await;
+        let addr = server.addr(over);
+        let crowd = (0..30).map(|_| async {
+            let mut client = Client::connect(addr, over, "mallory").await;
+            code(&client.try_log_in(login("mallory")).await)
+        });
+        let mut codes = join_all(crowd).await;
+        codes.retain(|code| code != "unavailable" && code != "rate_limited");
+        assert_eq!(codes, ["auth_failed"; 2], "{over:?}");
+    }
+}
+
 async fn guess(setup: &Setup, over: Over) {
     let server = setup.start().await;
     let attempt = async |user: &str| {

@@ -161,7 +161,8 @@ pub struct LimitsConfig {
     /// Denied log-ins from one address (IPv6: one /64). Whoever uses them up waits `per / rate`, and twice as long
     /// after each further denial.
     pub login_failures_per_ip: Rate,
-    /// Denied log-ins for one name; likewise.
+    /// Denied log-ins for one name, however it is spelt; likewise. Those from an address from which the name has logged
+    /// in are counted apart. No more are judged at a time than are left.
     pub login_failures_per_name: Rate,
     /// The longest of these waits; where it is not above `per / rate`, they don't grow.
     pub login_delay_max: Span,

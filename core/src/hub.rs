@@ -22,6 +22,7 @@ use crate::{
     adapter::TryWrite,
     clock::{self, Instant, Origin, SystemWallClock, WallClock},
     config::{LimitsConfig, NamesConfig, RoomConfig, ServerConfig, SessionsConfig, Span},
+    familiar::{Claim, Familiar},
     lane::{self, LaneContext, LaneInbox},
     limit::{KeyedBuckets, address_key},
     log::{EmbeddedLog, Log},
@@ -42,6 +43,9 @@ use crate::{
 
 /// Most bans that are kept; beyond, the one that ends first is forgotten.
 const MAX_BANS: usize = 10_000;
+/// Log-ins from one address that may be judged at a time until it has had to wait: a whole building may come back at
+/// once.
+const ADDRESS_CROWD: u32 = 4096;
 /// Clients sent away at once come back over so long for every [`SPREAD_CLIENTS`] of them.
 const SPREAD: Duration = Duration::from_secs(1);
 const SPREAD_CLIENTS: usize = 200;
@@ -136,7 +140,9 @@ pub(crate) struct Inner {
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) sends_per_user: KeyedBuckets<Arc<str>>,
     pub(crate) failures_per_ip: Arc<Failures<std::net::IpAddr>>,
-    pub(crate) failures_per_name: Arc<Failures<Arc<str>>>,
+    pub(crate) failures_per_name: Arc<Failures<Claim>>,
+    /// From where names have logged in.
+    pub(crate) familiar: Familiar,
     /// Places for log-ins that are judged though their client has gone.
     pub(crate) unattended: Arc<Semaphore>,
     pub(crate) creations_per_ip: KeyedBuckets<std::net::IpAddr>,
@@ -367,11 +373,17 @@ impl Hub {
             log: Arc::clone(&config.log),
             wall: Arc::clone(&config.wall),
             sends_per_user: KeyedBuckets::new(limits.sends_per_user),
-            failures_per_ip: Failures::new(limits.login_failures_per_ip, limits.login_delay_max.0),
+            failures_per_ip: Failures::new(
+                limits.login_failures_per_ip,
+                limits.login_delay_max.0,
+                ADDRESS_CROWD,
+            ),
             failures_per_name: Failures::new(
                 limits.login_failures_per_name,
                 limits.login_delay_max.0,
+                0,
             ),
+            familiar: Familiar::new(),
             unattended: Arc::new(Semaphore::new(UNATTENDED)),
             creations_per_ip: KeyedBuckets::new(limits.room_creations),
             connects_per_ip: KeyedBuckets::new(limits.connects_per_ip),

@@ -9,10 +9,12 @@ pub mod plugin;
 pub mod reaper;
 
 mod adapter;
+mod bounded;
 mod chain;
 mod close;
 mod control;
 mod error;
+mod familiar;
 mod hub;
 mod lane;
 mod lifecycle;

@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use caseless::default_case_fold_str;
 use precis_core::profile::PrecisFastInvocation;
 use precis_profiles::UsernameCasePreserved;
+use unicode_normalization::UnicodeNormalization;
 use unicode_security::confusable_detection::skeleton;
 
 use crate::{
@@ -129,6 +130,28 @@ fn cased(name: &str, case: Case) -> String {
             })
         }
     }
+}
+
+/// Whether there may be a user of that name: 1 to 128 characters without control, and without space at the ends.
+pub(crate) fn may_be_a_users(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.chars().count())
+        && name.trim() == name
+        && !name.chars().any(char::is_control)
+}
+
+/// What a name is told from others by where guesses at its password are counted: it is the same for all that some back
+/// end may take for one name, and for many more, which then only wait together.
+pub(crate) fn counted_as(name: &str) -> Arc<str> {
+    let trimmed = name.trim().chars().filter(|c| !c.is_control());
+    let composed: String = trimmed.nfkc().collect();
+    let folded = default_case_fold_str(&composed);
+    // Letters and their accents stand one by one here.
+    let looks: String = skeleton(&folded)
+        .filter(|c| !matches!(c, '\u{300}'..='\u{36f}'))
+        .collect();
+    // What a letter looks like may be a capital.
+    let folded = default_case_fold_str(&looks);
+    folded.chars().take(MAX_NAME).collect::<String>().into()
 }
 
 /// Checks a room's name.
@@ -257,6 +280,50 @@ mod tests {
         };
         assert!(vouched("alice@example.org") && vouched("日本"));
         assert!(!vouched("") && !vouched("a b") && !vouched("a\tb") && !vouched(&"x".repeat(129)));
+    }
+
+    #[test]
+    fn guesses_are_counted_together_however_a_name_is_spelt() {
+        for spelt in [
+            "ALICE",
+            " alice",
+            "\talice",
+            "alice\u{a0}",
+            "ａｌｉｃｅ",
+            "Ａlice",
+            "álice",
+            "a\u{301}lice",
+            "\u{430}lice",
+            "al\u{200b}ice",
+            "\u{feff}alice",
+            "a\u{0}lice",
+            "𝐚lice",
+            "AL\u{130}CE",
+        ] {
+            assert_eq!(counted_as(spelt), counted_as("alice"), "{spelt:?}");
+        }
+        assert_eq!(counted_as("Straße"), counted_as("STRASSE"));
+        assert_ne!(counted_as("alice"), counted_as("bob"));
+        assert_ne!(counted_as("user1"), counted_as("user2"));
+        assert!(counted_as(&"\u{fdfa}".repeat(1000)).chars().count() <= MAX_NAME);
+    }
+
+    #[test]
+    fn what_no_user_can_be_called_is_known_before_anybody_is_asked() {
+        for good in ["alice", "Alice Smith", "日本", &"é".repeat(128)] {
+            assert!(may_be_a_users(good), "{good:?}");
+        }
+        for bad in [
+            "",
+            " ",
+            "alice ",
+            "\talice",
+            "alice\u{3000}",
+            "al\u{0}ice",
+            &"x".repeat(129),
+        ] {
+            assert!(!may_be_a_users(bad), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,29 +5,19 @@
 //! denial makes the next wait, silence brings the burst back at the rate, and with the whole of it all is forgotten. So
 //! over any length of time guesses come at the rate at most, and at less for whoever goes on.
 //!
-//! Only what was denied is held against anybody. While a key is waiting, or has waited lately, no more of its attempts
-//! are judged at a time than it may fail: nobody gets ahead by guessing all at once.
+//! Only what was denied is held against anybody. But what is being judged may be denied, so no more of a key's attempts
+//! are judged at a time than it may still fail: nobody gets ahead by guessing all at once. Where many who have nothing
+//! to do with each other share a key, as they do an address, a larger crowd may be judged until it has had to wait.
 
-use std::{
-    collections::{HashMap, hash_map},
-    hash::Hash,
-    sync::Arc,
-    time::Duration,
-};
+use std::{hash::Hash, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
 use crate::{
+    bounded::Bounded,
     clock::{self, Instant},
     config::Rate,
 };
-
-/// Most keys that are told apart; those beyond share one record.
-const MAX_KEYS: usize = 65_536;
-/// How often a full table is searched for records of which nothing is left.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// The longest that many denials at once are held against a key.
-const LONGEST_MEMORY: Duration = Duration::from_secs(3600);
 
 /// The denied log-ins of all keys of one sort.
 #[derive(Debug)]
@@ -40,15 +30,16 @@ struct Limited<K> {
     burst: u32,
     /// The longest wait.
     most: Duration,
+    /// Attempts of a key that has not had to wait that may be judged at a time, where the burst allows for fewer.
+    crowd: u32,
     table: Mutex<Table<K>>,
 }
 
 #[derive(Debug)]
 struct Table<K> {
-    /// Clients choose the keys: hashed with a secret.
-    records: HashMap<K, Record>,
+    records: Bounded<K, Record>,
+    /// For keys that come when the table is full of records of which each is needed.
     shared: Record,
-    swept: Instant,
 }
 
 /// What is held against one key.
@@ -60,7 +51,7 @@ struct Record {
     until: Instant,
     /// Waits so far, each twice as long as the one before.
     waits: u32,
-    /// Attempts that are being judged, as far as they are counted.
+    /// Attempts that are being judged.
     pending: u32,
 }
 
@@ -77,6 +68,21 @@ impl Record {
     fn is_clear(&self, now: Instant) -> bool {
         self.clear <= now && self.pending == 0
     }
+
+    /// The first to go for others is the one that would be clear first. Who has had to wait has to be remembered.
+    fn goes_at(&self, now: Instant) -> Option<Instant> {
+        let may_go = self.is_clear(now) || (self.waits == 0 && self.pending == 0);
+        may_go.then_some(self.clear)
+    }
+}
+
+/// Why an attempt is not judged now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Held {
+    /// As many of the key's are being judged as may be: there is room soon.
+    Crowd,
+    /// Too many were denied: none for so long.
+    Wait(Duration),
 }
 
 /// An attempt to log in, from before it is judged. Dropped, it costs nothing.
@@ -84,112 +90,88 @@ impl Record {
 pub(crate) struct Attempt<K: Hash + Eq> {
     failures: Arc<Failures<K>>,
     key: K,
-    counted: Counted,
-}
-
-/// Where an attempt is counted while it is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Counted {
-    Nowhere,
-    Own,
-    Shared,
+    /// Whether the key had no record of its own when it began.
+    is_shared: bool,
 }
 
 impl<K: Hash + Eq + Clone> Failures<K> {
     /// `rate`: what may be denied. `most`: the longest wait; where it is not above `per / rate`, waits don't grow.
-    pub(crate) fn new(rate: Rate, most: Duration) -> Arc<Self> {
+    /// `crowd`: how many of a key's attempts are judged at a time until it has had to wait, if the burst has fewer.
+    pub(crate) fn new(rate: Rate, most: Duration, crowd: u32) -> Arc<Self> {
         let Rate::Limited { rate, per, burst } = rate else {
             return Arc::new(Self(None));
         };
-        let now = clock::now();
         let period = (per / rate.max(1)).max(Duration::from_nanos(1));
         Arc::new(Self(Some(Limited {
             period,
             burst: burst.max(1),
             most: most.max(period),
+            crowd,
             table: Mutex::new(Table {
-                records: HashMap::new(),
-                shared: Record::new(now),
-                swept: now,
+                records: Bounded::new(),
+                shared: Record::new(clock::now()),
             }),
         })))
     }
 
-    /// Begins an attempt of `key`'s, or says how long it has to wait.
-    pub(crate) fn attempt(self: &Arc<Self>, key: K) -> Result<Attempt<K>, Duration> {
-        let counted = match &self.0 {
-            None => Counted::Nowhere,
-            Some(limited) => limited.begin(&key)?,
+    /// Begins an attempt of `key`'s, or says why it can't be judged now.
+    pub(crate) fn attempt(self: &Arc<Self>, key: K) -> Result<Attempt<K>, Held> {
+        let is_shared = match &self.0 {
+            None => false,
+            Some(limited) => limited.begin(key.clone())?,
         };
         Ok(Attempt {
             failures: Arc::clone(self),
             key,
-            counted,
+            is_shared,
         })
     }
 }
 
 impl<K: Hash + Eq> Limited<K> {
-    fn begin(&self, key: &K) -> Result<Counted, Duration> {
+    /// Whether the attempt is counted by the shared record.
+    fn begin(&self, key: K) -> Result<bool, Held> {
         let now = clock::now();
         let mut table = self.table.lock();
-        let table = &mut *table;
-        let is_full = table.records.len() >= MAX_KEYS;
-        let (record, counted) = match table.records.get_mut(key) {
-            Some(record) if record.is_clear(now) => {
-                table.records.remove(key);
-                return Ok(Counted::Nowhere);
-            }
-            Some(record) => (record, Counted::Own),
-            None if is_full => (&mut table.shared, Counted::Shared),
-            None => return Ok(Counted::Nowhere),
-        };
+        let Table { records, shared } = &mut *table;
+        let own = records.get_or_insert(key, Record::new(now), |record| record.goes_at(now));
+        let is_shared = own.is_none();
+        let record = own.unwrap_or(shared);
         let wait = record.until.saturating_duration_since(now);
         if !wait.is_zero() {
-            return Err(wait);
-        }
-        // Nothing is held against those who share one, or what is has not made them wait yet.
-        if record.is_clear(now) || record.waits == 0 {
-            return Ok(Counted::Nowhere);
+            return Err(Held::Wait(wait));
         }
         let held = record.clear.saturating_duration_since(now);
+        if held.is_zero() {
+            record.waits = 0;
+        }
         let used = held.div_duration_f64(self.period).ceil();
         // After a wait there is one attempt, whatever else is held against the key.
-        let free = (f64::from(self.burst) - used).max(1.0);
-        if f64::from(record.pending) >= free {
-            return Err(self.period);
+        let left = (f64::from(self.burst) - used).max(1.0);
+        let crowd = if record.waits == 0 { self.crowd } else { 0 };
+        if f64::from(record.pending) >= left.max(f64::from(crowd)) {
+            return Err(Held::Crowd);
         }
         record.pending += 1;
-        Ok(counted)
+        Ok(is_shared)
     }
 
-    fn end(&self, key: &K, counted: Counted) {
+    fn end(&self, key: &K, is_shared: bool) {
         let mut table = self.table.lock();
-        let record = match counted {
-            Counted::Nowhere => None,
-            Counted::Own => table.records.get_mut(key),
-            Counted::Shared => Some(&mut table.shared),
+        let Some(record) = table.record(key, is_shared) else {
+            return;
         };
-        if let Some(record) = record {
-            record.pending = record.pending.saturating_sub(1);
+        record.pending = record.pending.saturating_sub(1);
+        if !is_shared && record.is_clear(clock::now()) {
+            table.records.remove(key);
         }
     }
 
-    fn deny(&self, key: K) {
+    fn deny(&self, key: &K, is_shared: bool) {
         let now = clock::now();
         let mut table = self.table.lock();
-        let table = &mut *table;
-        if table.records.len() >= MAX_KEYS
-            && now.saturating_duration_since(table.swept) >= SWEEP_EVERY
-        {
-            table.records.retain(|_, record| !record.is_clear(now));
-            table.swept = now;
-        }
-        let is_full = table.records.len() >= MAX_KEYS;
-        let record = match table.records.entry(key) {
-            hash_map::Entry::Occupied(entry) => entry.into_mut(),
-            hash_map::Entry::Vacant(_) if is_full => &mut table.shared,
-            hash_map::Entry::Vacant(entry) => entry.insert(Record::new(now)),
+        let Some(record) = table.record(key, is_shared) else {
+            return;
         };
         if record.clear <= now {
             record.waits = 0;
@@ -204,30 +186,34 @@ impl<K: Hash + Eq> Limited<K> {
             record.until = now + wait;
             // One attempt is free when the wait is over.
             record.clear = record.clear.max(record.until + burst - self.period);
-            let longest = LONGEST_MEMORY.max(wait + burst);
-            record.clear = record.clear.min(now + longest);
+        }
+    }
+}
+
+impl<K: Hash + Eq> Table<K> {
+    /// The record of an attempt that is being judged, which therefore is there.
+    fn record(&mut self, key: &K, is_shared: bool) -> Option<&mut Record> {
+        if is_shared {
+            Some(&mut self.shared)
+        } else {
+            self.records.get_mut(key)
         }
     }
 }
 
 impl<K: Hash + Eq> Attempt<K> {
     /// The attempt was denied.
-    pub(crate) fn denied(self)
-    where
-        K: Clone,
-    {
+    pub(crate) fn denied(self) {
         if let Some(limited) = &self.failures.0 {
-            limited.deny(self.key.clone());
+            limited.deny(&self.key, self.is_shared);
         }
     }
 }
 
 impl<K: Hash + Eq> Drop for Attempt<K> {
     fn drop(&mut self) {
-        if self.counted != Counted::Nowhere
-            && let Some(limited) = &self.failures.0
-        {
-            limited.end(&self.key, self.counted);
+        if let Some(limited) = &self.failures.0 {
+            limited.end(&self.key, self.is_shared);
         }
     }
 }
@@ -238,16 +224,39 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::bounded::MAX_KEYS;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failures<K: Hash + Eq + Clone>(per: Duration, burst: u32, most: u64) -> Arc<Failures<K>> {
+        in_crowds(per, burst, most, 0)
+    }
+
+    fn in_crowds<K: Hash + Eq + Clone>(
+        per: Duration,
+        burst: u32,
+        most: u64,
+        crowd: u32,
+    ) -> Arc<Failures<K>> {
         let rate = Rate::Limited {
             rate: 1,
             per,
             burst,
         };
-        Failures::new(rate, Duration::from_secs(most))
+        Failures::new(rate, Duration::from_secs(most), crowd)
+    }
+
+    /// How long the next attempt has to wait.
+    fn wait<K: Hash + Eq + Clone>(failures: &Arc<Failures<K>>, key: K) -> Duration {
+        match failures.attempt(key) {
+            Err(Held::Wait(wait)) => wait,
+            Err(Held::Crowd) => panic!("others are being judged"),
+            Ok(_) => Duration::ZERO,
+        }
+    }
+
+    fn is_crowded<K: Hash + Eq + Clone>(failures: &Arc<Failures<K>>, key: K) -> bool {
+        matches!(failures.attempt(key), Err(Held::Crowd))
     }
 
     fn fail<K: Hash + Eq + Clone>(failures: &Arc<Failures<K>>, key: K) {
@@ -261,7 +270,7 @@ mod tests {
             fail(&failures, 'a');
         }
         for seconds in [1, 2, 4, 5, 5] {
-            let wait = failures.attempt('a').unwrap_err();
+            let wait = wait(&failures, 'a');
             assert_eq!(wait, SECOND * seconds);
             advance(wait).await;
             fail(&failures, 'a');
@@ -274,7 +283,7 @@ mod tests {
         fail(&failures, 'a');
         advance(SECOND / 2).await;
         fail(&failures, 'a');
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND);
+        assert_eq!(wait(&failures, 'a'), SECOND);
     }
 
     #[tokio::test(start_paused = true)]
@@ -285,13 +294,13 @@ mod tests {
         }
         advance(SECOND).await;
         fail(&failures, 'a');
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND * 2);
+        assert_eq!(wait(&failures, 'a'), SECOND * 2);
         // The wait, one attempt that is free then, and two more.
         advance(SECOND * 4).await;
         for _ in 0..3 {
             fail(&failures, 'a');
         }
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND);
+        assert_eq!(wait(&failures, 'a'), SECOND);
     }
 
     #[tokio::test(start_paused = true)]
@@ -311,39 +320,63 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_guesses_all_at_once_is_not_ahead() {
         let failures = failures(SECOND, 3, 60);
-        // Before anything is known of the key all are judged.
-        let first: Vec<_> = (0..100).map(|_| failures.attempt('a').unwrap()).collect();
-        for attempt in first {
+        let first = [(); 3].map(|()| failures.attempt('a').unwrap());
+        assert!(is_crowded(&failures, 'a'), "each of them may be denied");
+        assert!(!is_crowded(&failures, 'b'));
+        let [one, two, three] = first;
+        drop(one);
+        let again = failures.attempt('a').expect("one has cost nothing");
+        for attempt in [two, three] {
             attempt.denied();
         }
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND * 60);
-        advance(SECOND * 60).await;
-        // Then one at a time, for as long as the others' time is not over.
+        assert!(is_crowded(&failures, 'a'), "one is left, and under way");
+        again.denied();
+        assert_eq!(wait(&failures, 'a'), SECOND);
+        advance(SECOND).await;
+        // Then one at a time.
         let only = failures.attempt('a').unwrap();
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND);
+        assert!(is_crowded(&failures, 'a'));
         drop(only);
-        failures.attempt('a').unwrap().denied();
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND * 60);
+        fail(&failures, 'a');
+        assert_eq!(wait(&failures, 'a'), SECOND * 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_crowd_of_denials_is_forgotten_in_an_hour() {
-        let failures = failures(SECOND * 10, 2, 60);
-        let crowd: Vec<_> = (0..10_000)
-            .map(|_| failures.attempt('a').unwrap())
-            .collect();
+    async fn a_crowd_may_be_judged_until_it_has_had_to_wait_and_its_denials_are_remembered() {
+        let failures = in_crowds(SECOND * 10, 2, 60, 1000);
+        let crowd: Vec<_> = (0..1000).map(|_| failures.attempt('a').unwrap()).collect();
+        assert!(is_crowded(&failures, 'a'));
         for attempt in crowd {
             attempt.denied();
         }
-        advance(LONGEST_MEMORY).await;
+        assert_eq!(wait(&failures, 'a'), SECOND * 60);
+        // A thousand denials are forgotten at the rate, and two more that the waits have cost.
+        advance(SECOND * 9990).await;
+        let only = failures.attempt('a').unwrap();
+        assert!(is_crowded(&failures, 'a'));
+        drop(only);
+        advance(SECOND * 30).await;
+        let crowd: Vec<_> = (0..1000).map(|_| failures.attempt('a').unwrap()).collect();
+        drop(crowd);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_kept_of_what_was_not_denied_or_is_forgotten() {
+        let failures = failures(SECOND, 3, 60);
+        let kept =
+            |failures: &Failures<char>| failures.0.as_ref().unwrap().table.lock().records.len();
+        drop([(); 3].map(|()| failures.attempt('a').unwrap()));
+        assert_eq!(kept(&failures), 0);
         fail(&failures, 'a');
-        fail(&failures, 'a');
-        assert_eq!(failures.attempt('a').unwrap_err(), SECOND * 10);
+        assert_eq!(kept(&failures), 1);
+        advance(SECOND).await;
+        drop(failures.attempt('a'));
+        assert_eq!(kept(&failures), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_nobody_waits() {
-        let failures = Failures::new(Rate::Unlimited, SECOND);
+        let failures = Failures::new(Rate::Unlimited, SECOND, 0);
         for _ in 0..1000 {
             fail(&failures, 'a');
         }
@@ -354,39 +387,44 @@ mod tests {
         let failures = failures(SECOND * 10, 1, 0);
         for _ in 0..5 {
             fail(&failures, 'a');
-            let wait = failures.attempt('a').unwrap_err();
+            let wait = wait(&failures, 'a');
             assert_eq!(wait, SECOND * 10);
             advance(wait).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keys_do_not_share_until_the_table_is_full() {
-        let failures = failures(SECOND, 2, 60);
+    async fn whoever_fills_the_table_makes_nobody_else_wait() {
+        let failures = failures(SECOND * 1000, 2, 60_000);
+        fail(&failures, usize::MAX);
+        fail(&failures, usize::MAX);
         for key in 0..MAX_KEYS {
             fail(&failures, key);
         }
-        for _ in 0..2 {
-            fail(&failures, MAX_KEYS);
+        for key in MAX_KEYS..MAX_KEYS * 2 {
+            fail(&failures, key);
+            assert_eq!(wait(&failures, key + 1), Duration::ZERO, "{key}");
         }
         assert!(
-            failures.attempt(MAX_KEYS + 1).is_err(),
-            "keys beyond the table share one record"
+            !wait(&failures, usize::MAX).is_zero(),
+            "who has to wait is not forgotten for others"
         );
-        fail(&failures, 0);
-        assert!(
-            failures.attempt(0).is_err(),
-            "a key of the table has its own"
-        );
-        advance(SECOND * 3).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_share_a_record_where_each_of_the_others_has_to_wait() {
+        let failures = failures(SECOND, 1, 60);
+        for key in 0..MAX_KEYS {
+            fail(&failures, key);
+        }
+        assert_eq!(wait(&failures, MAX_KEYS), Duration::ZERO);
+        fail(&failures, MAX_KEYS);
+        assert_eq!(wait(&failures, MAX_KEYS + 1), SECOND);
+        assert_eq!(wait(&failures, 0), SECOND);
+        advance(SECOND).await;
+        // What is clear goes for others.
         fail(&failures, MAX_KEYS + 1);
-        let kept =
-            |failures: &Failures<usize>| failures.0.as_ref().unwrap().table.lock().records.len();
-        assert_eq!(kept(&failures), 1, "what is clear is forgotten");
-        assert!(failures.attempt(MAX_KEYS + 1).is_ok());
-        advance(SECOND * 3).await;
-        assert!(failures.attempt(MAX_KEYS + 1).is_ok());
-        assert_eq!(kept(&failures), 0);
+        assert_eq!(wait(&failures, MAX_KEYS + 2), Duration::ZERO);
     }
 
     proptest! {
@@ -407,6 +445,34 @@ mod tests {
                     if let Ok(attempt) = failures.attempt('a') {
                         attempt.denied();
                         denied += 1;
+                    }
+                    let allowed = 3 + begun.elapsed().as_secs();
+                    assert!(denied <= allowed, "{denied} denied, {allowed} allowed");
+                }
+            });
+        }
+
+        #[test]
+        fn side_by_side_never_more_than_burst_and_rate(
+            steps in proptest::collection::vec((0_u64..1_500, 0_usize..6), 1..120),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let failures = failures(SECOND, 3, 60);
+                let (begun, mut denied, mut open) = (clock::now(), 0, Vec::<Attempt<char>>::new());
+                for (millis, what) in steps {
+                    match what {
+                        0 => advance(Duration::from_millis(millis)).await,
+                        1 => drop(open.pop()),
+                        2 | 3 if !open.is_empty() => {
+                            open.swap_remove(0).denied();
+                            denied += 1;
+                        }
+                        _ => open.extend(failures.attempt('a')),
                     }
                     let allowed = 3 + begun.elapsed().as_secs();
                     assert!(denied <= allowed, "{denied} denied, {allowed} allowed");

@@ -93,10 +93,20 @@ impl Door {
     }
 
     async fn open(&self, credentials: Credentials) -> Result<Opened, Refusal> {
-        let peer = Stage::peer();
+        self.open_from(Stage::peer(), credentials).await
+    }
+
+    async fn open_from(&self, peer: Peer, credentials: Credentials) -> Result<Opened, Refusal> {
         self.hub
             .open(&self.scope, peer, b"{}", Some(credentials))
             .await
+    }
+
+    /// What becomes of a log-in from the address that ends in `host`.
+    async fn code_from(&self, host: u8, user: &str, password: &str) -> Option<ErrorCode> {
+        let peer = Peer::new([192, 0, 2, host].into(), false);
+        let opened = self.open_from(peer, Credentials::password(user, password));
+        opened.await.err().map(|refusal| refusal.code)
     }
 
     async fn code(&self, credentials: Credentials) -> Option<ErrorCode> {
@@ -181,6 +191,31 @@ impl Authenticator for Moody {
     }
 }
 
+/// Lets in whoever has the right password, by the name that is claimed; with "guest" as one that anybody may choose.
+struct Vault;
+
+#[async_trait]
+impl Authenticator for Vault {
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+        let credentials = &request.credentials;
+        let name = credentials.user.as_deref().unwrap();
+        match credentials.password.as_ref().unwrap().expose_secret() {
+            "right" => Verdict::Allow(Principal::vouched(name)),
+            "guest" => Verdict::Allow(Principal::chosen("guest-", name)),
+            _ => Verdict::deny_for(Denial::WrongSecret, "as the test wants"),
+        }
+    }
+}
+
+/// Two denials of a name in ten seconds.
+fn two_per_name(config: &mut HubConfig) {
+    config.limits.login_failures_per_name = Rate::Limited {
+        rate: 1,
+        per: Duration::from_secs(10),
+        burst: 2,
+    };
+}
+
 /// A door with an authenticator that waits for permits, and those.
 fn gated(adjust: impl FnOnce(&mut HubConfig)) -> (Door, Arc<Semaphore>) {
     let go = Arc::new(Semaphore::new(0));
@@ -252,6 +287,123 @@ async fn beyond_a_bound_of_those_who_hung_up_the_next_one_pays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_hangs_up_where_nobody_is_judged_costs_the_name_nothing() {
+    let (door, go) = gated(|config| {
+        config.limits.login_failures_per_name = Rate::Limited {
+            rate: 1,
+            per: Duration::from_secs(60),
+            burst: 1,
+        };
+    });
+    for n in 0..UNATTENDED {
+        door.hang_up(user(&format!("late-{n}"))).await;
+    }
+    door.hang_up(user("late-alice")).await;
+    go.add_permits(UNATTENDED + 1);
+    settle().await;
+    assert_eq!(door.code(user("late-alice")).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_time_is_over_costs_nobody_anything_though_nobody_is_judged() {
+    let (door, _go) = gated(|config| {
+        strict(config);
+        config.limits.login_failures_per_name = Rate::Unlimited;
+    });
+    for _ in 0..UNATTENDED {
+        door.hang_up(user("late-alice")).await;
+    }
+    let refused = door.code(user("late-alice")).await;
+    assert_eq!(refused, Some(ErrorCode::Unavailable));
+    assert_eq!(door.code(user("bob")).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_of_a_name_are_judged_at_a_time_than_may_fail_and_the_others_come_again() {
+    let (door, go) = gated(two_per_name);
+    for _ in 0..2 {
+        door.hang_up(user("late-alice")).await;
+    }
+    let began = clock::now();
+    let refusal = door.open(user("late-alice")).await.err().unwrap();
+    assert_eq!(refusal.code, ErrorCode::Unavailable);
+    assert_eq!(refusal.retry, Some(Duration::from_secs(1)));
+    assert_eq!(began.elapsed(), Duration::ZERO, "it was not judged");
+    go.add_permits(3);
+    settle().await;
+    assert_eq!(door.code(user("late-alice")).await, None, "there is room");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_guesses_elsewhere_keeps_nobody_out_who_has_logged_in_from_there() {
+    let door = Door::new(vec![link("all", Vault)], two_per_name);
+    let (home, elsewhere, other) = (1, 2, 3);
+    let failed = Some(ErrorCode::AuthFailed);
+    let limited = Some(ErrorCode::RateLimited);
+    assert_eq!(door.code_from(home, "alice", "right").await, None);
+    for _ in 0..2 {
+        assert_eq!(door.code_from(elsewhere, "alice", "guess").await, failed);
+    }
+    for stranger in [elsewhere, other] {
+        assert_eq!(door.code_from(stranger, "alice", "right").await, limited);
+    }
+    assert_eq!(door.code_from(home, "Alice", "right").await, None);
+    // Who guesses at home is limited there, and there only.
+    for _ in 0..2 {
+        assert_eq!(door.code_from(home, "alice", "guess").await, failed);
+    }
+    assert_eq!(door.code_from(home, "alice", "right").await, limited);
+    assert_eq!(door.code_from(home, "bob", "right").await, None);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(door.code_from(other, "alice", "right").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_anybody_may_choose_makes_no_address_known() {
+    let door = Door::new(vec![link("all", Vault)], two_per_name);
+    for host in 1..=3 {
+        // The first has the name now.
+        let expected = (host > 1).then_some(ErrorCode::NameInUse);
+        assert_eq!(door.code_from(host, "alice", "guest").await, expected);
+    }
+    for host in 1..=2 {
+        let code = door.code_from(host, "alice", "guess").await;
+        assert_eq!(code, Some(ErrorCode::AuthFailed));
+    }
+    let code = door.code_from(3, "alice", "guess").await;
+    assert_eq!(code, Some(ErrorCode::RateLimited));
+}
+
+#[tokio::test(start_paused = true)]
+async fn guesses_at_a_name_are_counted_however_it_is_spelt() {
+    let door = Door::new(vec![link("all", Vault)], two_per_name);
+    for (spelt, code) in [
+        ("ａｌｉｃｅ", ErrorCode::AuthFailed),
+        ("Álice", ErrorCode::AuthFailed),
+        ("alice", ErrorCode::RateLimited),
+        ("\u{430}lice", ErrorCode::RateLimited),
+    ] {
+        assert_eq!(door.code(user(spelt)).await, Some(code), "{spelt}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_for_a_name_that_nobody_can_have_is_put_to_nobody_and_denied() {
+    let moody = Moody::default();
+    let judged = Arc::clone(&moody.judged);
+    let door = Door::new(vec![link("all", moody)], strict);
+    for name in ["", "alice ", "\talice", "al\u{0}ice", &"x".repeat(300)] {
+        let refusal = door.open(user(name)).await.err().unwrap();
+        assert_eq!(refusal, Refusal::auth_failed(), "{name:?}");
+        let code = door.code(user("alice")).await;
+        assert_eq!(code, Some(ErrorCode::RateLimited), "the address pays");
+        sleep(Duration::from_secs(120)).await;
+    }
+    assert_eq!(judged.load(Ordering::SeqCst), 0);
+    assert_eq!(door.code(user("alice")).await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_does_not_wait_for_whoever_hung_up() {
     let (door, _go) = gated(|_| ());
     door.hang_up(user("late-alice")).await;
@@ -267,13 +419,7 @@ async fn a_stop_does_not_wait_for_whoever_hung_up() {
 
 #[tokio::test(start_paused = true)]
 async fn only_a_denial_counts_and_each_makes_the_next_wait_longer() {
-    let door = Door::new(vec![link("all", Moody::default())], |config| {
-        config.limits.login_failures_per_name = Rate::Limited {
-            rate: 1,
-            per: Duration::from_secs(10),
-            burst: 2,
-        };
-    });
+    let door = Door::new(vec![link("all", Moody::default())], two_per_name);
     for _ in 0..100 {
         assert_eq!(door.code(user("down")).await, Some(ErrorCode::Unavailable));
     }

@@ -1,8 +1,8 @@
 //! Judging a log-in to its end, whatever becomes of its client, and holding a denial against whoever it came from.
 //!
 //! A client that has gone, or whose time is over, has not failed: only a verdict of Deny counts. But it can't guess and
-//! leave before the answer either, since the verdict is awaited without it. At most [`UNATTENDED`] are at a time; who
-//! leaves while there are more pays as for a denial, and its log-in is not judged.
+//! leave before the answer either, since the verdict is awaited without it. At most [`UNATTENDED`] are at a time; of
+//! those who leave while there are as many, nobody is judged, and the address pays as for a denial if it left in time.
 
 use std::{
     future::Future,
@@ -10,17 +10,19 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio::runtime::Handle;
 
 use crate::{
+    clock::{self, Instant},
+    familiar::Claim,
     hub::Inner,
-    plugin::Verdict,
+    names::counted_as,
+    plugin::{PrincipalName, Verdict},
     scope::{Admitted, Scope},
     telemetry::LoginOutcome,
-    throttle::Attempt,
+    throttle::{Attempt, Held},
 };
 
 /// Log-ins without a client that may be judged at a time.
@@ -32,36 +34,57 @@ pub(super) type Judged = Result<Admitted, Verdict>;
 /// One log-in as it counts for its address and the name that it claims.
 pub(super) struct Attempts {
     address: Attempt<IpAddr>,
-    name: Option<Attempt<Arc<str>>>,
+    name: Option<Attempt<Claim>>,
+    /// The name and the address to be remembered together if the log-in is let in.
+    pair: Option<(Arc<str>, IpAddr)>,
+    has_password: bool,
 }
 
 impl Attempts {
-    /// Begins a log-in, or says how long to wait before one.
+    /// Begins a log-in that claims `name`, as names are counted, or says why it can't be judged now.
     pub(super) fn begin(
         hub: &Inner,
         address: IpAddr,
-        name: Option<&Arc<str>>,
-    ) -> Result<Self, Duration> {
+        name: Option<Arc<str>>,
+        has_password: bool,
+    ) -> Result<Self, Held> {
+        let pair = name.clone().map(|name| (name, address));
+        let claim = name.map(|name| hub.familiar.claim(name, address));
         let address = hub.failures_per_ip.attempt(address);
-        let name = name.map(|name| hub.failures_per_name.attempt(Arc::clone(name)));
+        let name = claim.map(|claim| hub.failures_per_name.attempt(claim));
         match (address, name.transpose()) {
-            (Ok(address), Ok(name)) => Ok(Self { address, name }),
-            (Err(wait), Ok(_)) | (Ok(_), Err(wait)) => Err(wait),
+            (Ok(address), Ok(name)) => Ok(Self {
+                address,
+                name,
+                pair,
+                has_password,
+            }),
+            (Err(held), Ok(_)) | (Ok(_), Err(held)) => Err(held),
             (Err(one), Err(other)) => Err(one.max(other)),
         }
     }
 
-    fn denied(self) {
-        self.address.denied();
-        if let Some(name) = self.name {
-            name.denied();
-        }
-    }
-
-    /// Holds what was judged against whoever tried, if it is a denial: what is our fault is held against nobody.
-    pub(super) fn settle(self, judged: &Judged) {
-        if let Err(Verdict::Deny { .. } | Verdict::Abstain) = judged {
-            self.denied();
+    /// Holds what was judged against whoever tried, if it is a denial: what is our fault is held against nobody. Who is
+    /// let in shows from where the user comes.
+    pub(super) fn settle(self, hub: &Inner, judged: &Judged) {
+        match judged {
+            Err(Verdict::Deny { .. } | Verdict::Abstain) => {
+                self.address.denied();
+                if let Some(name) = self.name {
+                    name.denied();
+                }
+            }
+            // A name that anybody may choose says nothing. With a password it may be vouched for by another name than
+            // the one that the password is for.
+            Ok(admitted) => {
+                if let PrincipalName::Vouched(vouched) = &admitted.principal.name
+                    && let Some((name, address)) = self.pair
+                    && (self.has_password || counted_as(vouched) == name)
+                {
+                    hub.familiar.remember(name, address);
+                }
+            }
+            Err(_) => (),
         }
     }
 }
@@ -69,6 +92,8 @@ impl Attempts {
 /// A log-in that is being judged.
 pub(super) struct Judging {
     scope: Arc<Scope>,
+    /// When the client's time to log in is over: then it is the server that leaves.
+    deadline: Instant,
     /// `None` once it is judged.
     open: Option<Open>,
 }
@@ -78,11 +103,13 @@ type Open = (Pin<Box<dyn Future<Output = Judged> + Send>>, Attempts);
 impl Judging {
     pub(super) fn new(
         scope: &Arc<Scope>,
+        deadline: Instant,
         attempts: Attempts,
         judging: impl Future<Output = Judged> + Send + 'static,
     ) -> Self {
         Self {
             scope: Arc::clone(scope),
+            deadline,
             open: Some((Box::pin(judging), attempts)),
         }
     }
@@ -95,7 +122,7 @@ impl Future for Judging {
         let (judging, _) = self.open.as_mut().expect("not polled after its verdict");
         let judged = ready!(judging.as_mut().poll(cx));
         let (_, attempts) = self.open.take().expect("it was there just now");
-        attempts.settle(&judged);
+        attempts.settle(&self.scope.hub, &judged);
         Poll::Ready(judged)
     }
 }
@@ -112,14 +139,16 @@ impl Drop for Judging {
             return;
         }
         let Ok(place) = Arc::clone(&hub.unattended).try_acquire_owned() else {
-            attempts.denied();
+            if clock::now() < self.deadline {
+                attempts.address.denied();
+            }
             return;
         };
-        let ears = hub.lifecycle.clone();
+        let (ears, scope) = (hub.lifecycle.clone(), Arc::clone(&self.scope));
         hub.lifecycle.spawn(async move {
             tokio::select! {
                 () = ears.draining() => (),
-                judged = judging => attempts.settle(&judged),
+                judged = judging => attempts.settle(&scope.hub, &judged),
             }
             drop(place);
         });

@@ -15,12 +15,13 @@ use crate::{
     limit::address_key,
     manager::{AuthFacts, EndCause, Managed},
     message::{Command, Fields, Frame, Say, ToldLimits, field},
-    names::Name,
-    plugin::{AuthRequest, Credentials, PrincipalName, Verdict},
+    names::{Name, counted_as, may_be_a_users},
+    plugin::{AuthRequest, Credentials, Denial, PrincipalName, Verdict},
     registry::{Identity, SessionId, Taken},
     scope::Admitted,
     standing::Standing,
     telemetry::LoginOutcome,
+    throttle::Held,
 };
 
 /// The most characters of the reason for a denial that are logged.
@@ -157,19 +158,21 @@ impl Session {
                     .retry(hub.retry_after_drain()),
             );
         }
-        let attempts = self.attempt(&credentials).map_err(|wait| {
+        let attempts = self.attempt(&credentials).map_err(|held| {
             metrics.login(LoginOutcome::Throttled);
-            throttled(wait)
+            throttled(held)
         })?;
-        let judged = match self.peer.objection() {
+        let objection = self.peer.objection();
+        let judged = match objection.or_else(|| claims_nobody(&credentials)) {
             None => {
                 let (scope, request) = (Arc::clone(&self.scope), self.auth_request(credentials));
                 let judging = async move { scope.authenticate(request).await };
-                Judging::new(&self.scope, attempts, judging).await
+                let deadline = self.opened + self.scope.login_timeout;
+                Judging::new(&self.scope, deadline, attempts, judging).await
             }
             Some(verdict) => {
                 let judged = Err(verdict);
-                attempts.settle(&judged);
+                attempts.settle(hub, &judged);
                 judged
             }
         };
@@ -213,24 +216,24 @@ impl Session {
         }
     }
 
-    /// Begins an attempt, or says how long to wait before one.
-    fn attempt(&self, credentials: &Credentials) -> Result<Attempts, Duration> {
+    /// Begins an attempt, or says why it can't be judged now.
+    fn attempt(&self, credentials: &Credentials) -> Result<Attempts, Held> {
         let hub = &self.scope.hub;
         let address = address_key(self.peer.address);
-        let claimed = credentials.user.as_deref().filter(|user| user.len() <= 256);
-        let claimed = claimed.map(|user| hub.config.names.key(user));
-        let is_bare = credentials.password.is_none() && credentials.token.is_none();
-        let ban = if is_bare {
-            hub.banned(&BanKey::Address(address))
+        let has_password = credentials.password.is_some();
+        // A name that nobody can have is no guess at anybody's password.
+        let user = credentials.user.as_deref();
+        let claimed = user.filter(|_| claims_nobody(credentials).is_none());
+        let ban = if has_password || credentials.token.is_some() {
+            claimed.and_then(|name| hub.banned(&BanKey::Name(hub.config.names.key(name))))
         } else {
-            claimed
-                .as_ref()
-                .and_then(|name| hub.banned(&BanKey::Name(Arc::clone(name))))
+            hub.banned(&BanKey::Address(address))
         };
-        match (ban, Attempts::begin(hub, address, claimed.as_ref())) {
+        let attempts = Attempts::begin(hub, address, claimed.map(counted_as), has_password);
+        match (ban.map(Held::Wait), attempts) {
             (None, attempts) => attempts,
             (Some(ban), Ok(_)) => Err(ban),
-            (Some(ban), Err(wait)) => Err(ban.max(wait)),
+            (Some(ban), Err(held)) => Err(ban.max(held)),
         }
     }
 
@@ -250,7 +253,7 @@ impl Session {
         let name = hub.config.names.canonical(&principal.name)?;
         let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
         if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
-            return Err(throttled(wait));
+            return Err(throttled(Held::Wait(wait)));
         }
         let identity = (!is_anonymous).then(|| Identity {
             authenticator: Arc::clone(&admitted.link.name),
@@ -429,8 +432,24 @@ fn no_randomness(id: Option<SessionId>) -> Result<SessionId, Refusal> {
     id.ok_or_else(|| Refusal::new(ErrorCode::Internal, "The server has no randomness to give."))
 }
 
-fn throttled(wait: Duration) -> Refusal {
-    Refusal::new(ErrorCode::RateLimited, "Log-ins are refused for a while.").retry(wait)
+/// Back ends may trim what they are given: who puts space around a user's name is not that user.
+fn claims_nobody(credentials: &Credentials) -> Option<Verdict> {
+    let user = credentials.user.as_deref()?;
+    let is_nobody = credentials.password.is_some() && !may_be_a_users(user);
+    is_nobody.then(|| Verdict::deny_for(Denial::BadName, "no user can have the name"))
+}
+
+fn throttled(held: Held) -> Refusal {
+    match held {
+        Held::Wait(wait) => {
+            let message = "Log-ins are refused for a while.";
+            Refusal::new(ErrorCode::RateLimited, message).retry(wait)
+        }
+        Held::Crowd => {
+            let message = "Others with that name or address are being checked; try again.";
+            Refusal::new(ErrorCode::Unavailable, message).retry(Duration::from_secs(1))
+        }
+    }
 }
 
 /// The log-in was not judged in its time.
