@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Addresses, Client, Identity, Over, PATIENCE, Pki, Program, Request, Secure, Setup, VERSIONS,
-    code, day,
+    Addresses, Authority, Client, Http, Identity, Over, PATIENCE, Pki, Program, Request, Secure,
+    Setup, VERSIONS, code, day,
 };
 
 const FAILURES: &str = "chinwag_tls_failures_total";
@@ -47,8 +47,8 @@ async fn a_bad_certificate_is_refused_and_counted_on_every_transport() {
     let server = Program::start(&pki.by_certificate()).await;
     let with = |edit: fn(&mut CertificateParams)| ca.client("alice", edit);
     let good = || with(|_| ());
-    let elsewhere = crate::harness::Authority::root("elsewhere");
-    let namesake = crate::harness::Authority::root("clients");
+    let elsewhere = Authority::root("elsewhere");
+    let namesake = Authority::root("clients");
     let cases = [
         (
             "expired",
@@ -359,13 +359,77 @@ async fn a_list_out_of_date_lets_nobody_new_in_and_throws_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ca_may_have_two_keys_and_each_list_ends_sessions_of_its_own() {
+    let pki = Pki::new();
+    let (old, new) = (&pki.clients, Authority::root("clients"));
+    let lists = |by_old: &[u64], by_new: &[u64]| old.crl(by_old) + &new.crl(by_new);
+    pki.put("clients.pem", &(old.pem() + &new.pem()));
+    pki.put("crl.pem", &lists(&[], &[]));
+    let server = Program::start(&pki.by_certificate()).await;
+    let numbered = |ca: &Authority, name: &str, over: Over| {
+        ca.client(&format!("{name}-{}", over.table()), |params| {
+            params.serial_number = Some(13.into());
+        })
+    };
+    let mut of_old = inside(&server, &pki, |over| numbered(old, "old", over)).await;
+    let mut of_new = inside(&server, &pki, |over| numbered(&new, "new", over)).await;
+    pki.put("crl.pem", &lists(&[13], &[]));
+    for (_, member) in &mut of_old {
+        member.drain_to_bye("auth_expired").await;
+    }
+    for (_, member) in &mut of_new {
+        member.ping().await;
+    }
+    let ended = "reason=\"auth_expired\"";
+    server
+        .metric_becomes("chinwag_sessions_ended_total", ended, 3.0)
+        .await;
+    pki.put("crl.pem", &lists(&[13], &[13]));
+    for (_, member) in &mut of_new {
+        member.drain_to_bye("auth_expired").await;
+    }
+}
+
+/// How the id of a polling session travels.
+#[derive(Debug, Clone, Copy)]
+enum Carried {
+    Header,
+    Cookie,
+}
+
+impl Carried {
+    /// Opens a session, and gives what makes a request one of it.
+    async fn open(self, http: &mut Http) -> impl Fn(Request) -> Request + use<> {
+        let login = Request::new("POST", "/v1/session").header("X-Chinwag", "1");
+        let body = match self {
+            Self::Header => "{}",
+            Self::Cookie => "{\"cookie\":true}",
+        };
+        let answer = http.ask(&login.json(body)).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        let id = answer.json()["session"].as_str().map(str::to_owned);
+        let cookie = answer.header("set-cookie").map(str::to_owned);
+        let cookie = cookie.and_then(|cookie| Some(cookie.split(';').next()?.to_owned()));
+        move |request| match self {
+            Self::Header => request.bearer(id.as_deref().expect("an id")),
+            Self::Cookie => request
+                .header("Cookie", cookie.as_deref().expect("a cookie"))
+                .header("X-Chinwag", "1"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_polling_session_is_bound_to_the_certificate_that_opened_it() {
     let pki = Pki::new();
     let ca = &pki.clients;
     let setup = Setup::authenticator("kind = \"certificate\"\nuser = \"subject-cn\"")
         .only(&[Over::Polling])
         .and(&pki.strict().replace("required", "optional"))
-        .on(Over::Polling, "tls = \"door\"");
+        .on(
+            Over::Polling,
+            "tls = \"door\"\nsession_id = [\"header\", \"cookie\"]",
+        );
     let server = setup.start().await;
     let addr = server.addr(Over::Polling);
     let of = |identity: &Identity| Secure::showing(&pki.servers, VERSIONS[1], identity).http(addr);
@@ -373,30 +437,28 @@ async fn a_polling_session_is_bound_to_the_certificate_that_opened_it() {
     // Renewed: of the same user, and yet another certificate.
     let renewed = ca.client("alice", |_| ());
     let mallory = ca.client("mallory", |_| ());
-    let session = of(&alice)
-        .ask(&Request::new("POST", "/v1/session").json("{}"))
-        .await;
-    assert_eq!(session.status, 201, "{}", session.text());
-    let session = session.json();
-    let id = session["session"].as_str().unwrap();
-    let poll = Request::new("GET", "/v1/events").bearer(id);
-    let ping = Request::new("POST", "/v1/commands")
-        .bearer(id)
-        .json("{\"type\":\"ping\"}");
-    let logout = Request::new("DELETE", "/v1/session").bearer(id);
-    for (who, mut http) in [
-        ("another user", of(&mallory)),
-        ("another certificate", of(&renewed)),
-        ("no certificate", pki.client().http(addr)),
-    ] {
-        for request in [&poll, &ping, &logout] {
-            let answer = http.ask(request).await;
-            assert_eq!(answer.verdict(), "401 not_logged_in", "{who}");
+    for carried in [Carried::Header, Carried::Cookie] {
+        let within = carried.open(&mut of(&alice)).await;
+        let requests = [
+            Request::new("GET", "/v1/events"),
+            Request::new("POST", "/v1/commands").json("{\"type\":\"ping\"}"),
+            Request::new("DELETE", "/v1/session"),
+        ]
+        .map(within);
+        for (who, mut http) in [
+            ("another user", of(&mallory)),
+            ("another certificate", of(&renewed)),
+            ("no certificate", pki.client().http(addr)),
+        ] {
+            for request in &requests {
+                let answer = http.ask(request).await;
+                assert_eq!(answer.verdict(), "401 not_logged_in", "{who}, {carried:?}");
+            }
         }
-    }
-    for request in [&poll, &ping, &logout] {
-        let answer = of(&alice).ask(request).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        for request in &requests {
+            let answer = of(&alice).ask(request).await;
+            assert_eq!(answer.status, 200, "{carried:?}: {}", answer.text());
+        }
     }
 }
 

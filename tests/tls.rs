@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -186,6 +186,45 @@ async fn metrics_are_told_over_tls_and_to_whom_the_table_says() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_meant_for_another_protocol_is_refused() {
+    let pki = Pki::new();
+    let server = Program::start(&guests(&pki)).await;
+    let incompatible = "reason=\"incompatible\"";
+    // A browser that was led to a port of lines, by whoever stands between, posts to what it takes for the same server.
+    let mut refused = 0.0;
+    for (over, offers) in [
+        (Over::Tcp, &["h2", "http/1.1"][..]),
+        (Over::Tcp, &["http/1.1"]),
+        (Over::Tcp, &["imap"]),
+        (Over::WebSocket, &["chinwag"]),
+        (Over::Polling, &["h2", "chinwag"]),
+    ] {
+        let client = pki.client().offering(offers);
+        let met = client.dial(server.of(over)).await;
+        assert!(met.is_err(), "{over:?} {offers:?}");
+        refused += 1.0;
+        server
+            .metric_becomes("chinwag_tls_failures_total", incompatible, refused)
+            .await;
+    }
+    for (over, offers) in [
+        (Over::Tcp, &["chinwag"][..]),
+        (Over::Tcp, &["http/1.1", "chinwag"]),
+        (Over::Tcp, &[]),
+        (Over::WebSocket, &["http/1.1"]),
+        (Over::Polling, &["h2", "http/1.1"]),
+        (Over::Polling, &[]),
+    ] {
+        let client = pki.client().offering(offers);
+        let mut guest = client.connect(&server, over, "guest").await;
+        guest
+            .log_in(json!({"type": "login", "user": "guest"}))
+            .await;
+        guest.command(json!({"type": "logout"})).await;
+    }
+}
+
 /// Certificates as Kubernetes mounts them: what the table names are links into a folder that is itself a link, and that
 /// one is swapped.
 struct Mounted(tempfile::TempDir);
@@ -304,6 +343,66 @@ async fn a_broken_new_file_changes_nothing_and_is_told() {
     })
     .await;
     talks_on(&mut members, "and here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_files_that_could_not_be_read_are_tried_again_though_they_stay_as_they_are() {
+    let pki = Pki::new();
+    let setup = Setup::default()
+        .and(&pki.table("handshake_timeout = \"60s\""))
+        .on_all("tls = \"door\"");
+    let server = Program::start_in_shell(&setup, "ulimit -n 64").await;
+    let logs = async |words: &str| {
+        eventually(words, async || {
+            let log = server.log();
+            log.iter().any(|line| line.contains(words)).then_some(())
+        })
+        .await;
+    };
+    // Strangers who say nothing take all descriptors.
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(TcpStream::connect(server.of(Over::Tcp)).await.unwrap());
+    }
+    logs("Accept failed").await;
+    let successors = Authority::root("successors");
+    pki.put_server(&successors.server());
+    logs("TLS files can't be read just now; those read before stay").await;
+    drop(strangers);
+    eventually("the new files", async || {
+        (server.metric(RELOADS, OK).await > 0.0).then_some(())
+    })
+    .await;
+    let new = Secure::trusting(&successors);
+    new.connect(&server, Over::Tcp, "new").await;
+    let told = server.log().join("\n");
+    assert!(told.contains("Too many open files"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_files_are_slow_holds_up_no_others() {
+    let pki = Pki::new();
+    for (copy, of) in [("attic.pem", "server.pem"), ("attic.key", "server.key")] {
+        pki.put(copy, &std::fs::read_to_string(pki.at(of)).unwrap());
+    }
+    let attic = format!(
+        "[tls.attic]\ncert = {:?}\nkey = {:?}\n",
+        pki.at("attic.pem"),
+        pki.at("attic.key")
+    );
+    let server = Program::start(&guests(&pki).and(&attic)).await;
+    // As with a disk that has gone away, whoever opens it waits.
+    let pipe = pki.at("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
+    assert!(made.success(), "mkfifo is installed");
+    std::fs::rename(&pipe, pki.at("attic.pem")).unwrap();
+    for round in 1..4 {
+        server.signal("HUP").await;
+        server.metric_becomes(RELOADS, OK, f64::from(round)).await;
+    }
+    assert_eq!(server.metric(RELOADS, "name=\"attic\"").await, 0.0);
+    // Nor does it hold up the end.
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -468,6 +567,40 @@ async fn plain_text_for_the_world_has_to_be_wanted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_printed_is_an_error_and_a_reader_who_has_gone_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = async |args: &[&str], output: Stdio| {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).stdout(output).stderr(Stdio::piped());
+        let child = command.kill_on_drop(true).spawn().unwrap();
+        let ended = timeout(PATIENCE, child.wait_with_output()).await;
+        let ended = ended.expect("it ends").unwrap();
+        let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+        (ended.status.code(), errors)
+    };
+    let full = || {
+        Stdio::from(
+            std::fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+    };
+    let gone = || Stdio::from(std::io::pipe().unwrap().1);
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("chinwag.toml"), Setup::default().document()).unwrap();
+    for (output, expected) in [(&full as &dyn Fn() -> Stdio, 1), (&gone, 0)] {
+        let dir = at(&format!("pki{expected}"));
+        for args in [&["cert", "dev", &dir][..], &["check", &at("chinwag.toml")]] {
+            let (exit, errors) = run(args, output()).await;
+            assert_eq!(exit, Some(expected), "{args:?}: {errors}");
+            let told = errors.contains("can't write to standard output");
+            assert_eq!(told, expected == 1, "{args:?}: {errors}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cert_dev_makes_and_prints_works_as_it_stands() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("pki");
@@ -535,4 +668,46 @@ async fn shell(command: &str, input: &str) -> String {
     drop(stdin);
     child.kill().await.ok();
     said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_stops_reading_is_ended_when_its_time_is_over() {
+    // Its queue has room for all that is sent.
+    let limits = "[limits]\nsends = \"unlimited\"\ncommands = \"unlimited\"\nmessage_bytes = \"48KiB\"\n\
+                  frame_bytes = \"160KiB\"\nmember_queue = \"64MiB\"\nslow_after = \"2s\"\n";
+    let pki = Pki::new();
+    let client = pki.client();
+    let server = Program::start(&guests(&pki).and(limits)).await;
+    let text = "x".repeat(40_000);
+    for (over, other) in [(Over::Tcp, Over::WebSocket), (Over::WebSocket, Over::Tcp)] {
+        let mut speaker = client.connect(&server, other, "speaker").await;
+        speaker
+            .log_in(json!({"type": "login", "user": "speaker"}))
+            .await;
+        speaker.join("lobby").await;
+        let link = client.link(server.of(over), over).await.unwrap();
+        let sloth = chinwag_conformance::Sloth::join(link, "sloth", "lobby").await;
+        let transport = format!("transport=\"{}\"", over.table());
+        let mut said = 0;
+        // Once its kernels are full, and a record waits for them, something is queued behind it.
+        while server.metric("chinwag_queued_bytes", &transport).await == 0.0 {
+            assert!(said < 1000, "nothing was held up of 40 MB");
+            for _ in 0..10 {
+                speaker.say("lobby", &text).await;
+                said += 1;
+            }
+        }
+        let is_its_leave = |event: &Value| event["type"] == "leave" && event["user"] == "sloth";
+        let events = speaker.events_until("its leave", is_its_leave).await;
+        assert_eq!(events.last().unwrap()["reason"], "evicted");
+        let reason = format!("{transport},reason=\"slow_consumer\"");
+        server
+            .metric_becomes("chinwag_sessions_ended_total", &reason, 1.0)
+            .await;
+        let (heard, code) = sloth.wake().await;
+        assert!(heard < said, "the rest was never sent");
+        assert!(code.is_none_or(|code| code == "slow_consumer"));
+        speaker.command(json!({"type": "logout"})).await;
+    }
+    server.stop().await;
 }

@@ -8,7 +8,10 @@ use chinwag_core::{
 #[cfg(feature = "http")]
 use chinwag_transports::HttpListener;
 use chinwag_transports::{BindContext, BindError, Listeners, LocalAddr, Transport, tls::Tls};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tracing::{error, info, instrument::WithSubscriber, subscriber::NoSubscriber, warn};
 
 #[cfg(feature = "http")]
@@ -29,6 +32,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// The part of the grace that is kept for tasks to end once every session was told; a tenth of a short grace.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How many TLS tables are read anew at a time: lists of revoked certificates may be large.
+const RELOADS: usize = 8;
+
 /// A running server. Dropping it drops every task at once; [`shut_down`](Self::shut_down) says goodbye first.
 ///
 /// Any number may run in one process: nothing is global, each has its own metrics.
@@ -43,9 +49,8 @@ pub struct Server {
     control: Option<SocketAddr>,
     health: Arc<Health>,
     grace: Duration,
-    tls: Vec<Arc<Tls>>,
-    /// Asks for the files of TLS to be read anew.
-    reload: Arc<Notify>,
+    /// Each asks for the files of a TLS table to be read anew.
+    reloads: Vec<Arc<Notify>>,
 }
 
 impl Server {
@@ -128,7 +133,9 @@ impl Server {
                 let scheme = if speaks.is_some() { "https" } else { "http" };
                 shared = Some((cx.clone(), scheme));
             }
-            match ready.bind(cx).await {
+            let asked = cx.clone();
+            let taken = ready.bind(cx).await;
+            match taken.and_then(|transport| asked.check_tls().map(|()| transport)) {
                 Ok(transport) => bound.push((name, speaks, transport)),
                 Err(error) => failures.push(ListenError::Transport(error)),
             }
@@ -193,8 +200,7 @@ impl Server {
             control: None,
             health: Arc::new(Health::new(links)),
             grace,
-            tls: tls.into_values().collect(),
-            reload: Arc::default(),
+            reloads: Vec::new(),
         };
         #[cfg(feature = "http")]
         if let Some((listener, tls)) = orders {
@@ -204,7 +210,7 @@ impl Server {
         for (name, speaks, transport) in bound {
             server.serve(name, speaks.as_deref(), transport);
         }
-        server.hear_reloads();
+        server.hear_reloads(tls.into_values());
         let upkeep = metrics::upkeep(rendered.clone(), server.life.0.clone());
         server.life.0.spawn(upkeep);
         if let Some(endpoint) = endpoint {
@@ -232,6 +238,7 @@ impl Server {
         for LoadedManager {
             link,
             on_unreachable,
+            ..
         } in managers
         {
             let name = link.name.clone();
@@ -271,38 +278,42 @@ impl Server {
         });
     }
 
-    fn hear_reloads(&self) {
-        if self.tls.is_empty() {
-            return;
-        }
-        let (tables, reload) = (self.tls.clone(), self.reload.clone());
-        let lifecycle = self.life.0.clone();
-        self.life.0.spawn(async move {
-            let read = async {
-                loop {
-                    reload.notified().await;
-                    for tls in &tables {
+    /// Each table by itself: files that are slow to come hold up no others.
+    fn hear_reloads(&mut self, tables: impl Iterator<Item = Arc<Tls>>) {
+        let places = Arc::new(Semaphore::new(RELOADS));
+        for tls in tables {
+            let asked = Arc::new(Notify::new());
+            self.reloads.push(asked.clone());
+            let (places, lifecycle) = (places.clone(), self.life.0.clone());
+            self.life.0.spawn(async move {
+                let read = async {
+                    loop {
+                        asked.notified().await;
+                        let place = places.acquire().await;
+                        let _place = place.expect("the semaphore is never closed");
                         // What came of it is logged and counted there.
                         let _ = tls.reload().await;
                     }
+                };
+                tokio::select! {
+                    () = lifecycle.draining() => {}
+                    () = read => {}
                 }
-            };
-            tokio::select! {
-                () = lifecycle.draining() => {}
-                () = read => {}
-            }
-        });
+            });
+        }
     }
 
     /// Has the files of every `[tls.NAME]` read anew, whether or not they have changed, and returns at once. What can't
-    /// be used stays as it was; the outcome is logged and counted. Asked several times while that goes on, it is done
-    /// once more.
+    /// be used stays as it was; the outcome is logged and counted. Asked several times while a table is being read, it is
+    /// read once more.
     pub fn reload(&self) {
-        if self.tls.is_empty() {
+        if self.reloads.is_empty() {
             info!("No [tls.NAME] has files to read anew; a changed configuration takes a restart.");
         } else {
             info!("Reading TLS files anew.");
-            self.reload.notify_one();
+            for reload in &self.reloads {
+                reload.notify_one();
+            }
         }
     }
 
@@ -402,6 +413,12 @@ fn clash(error: &ListenError) -> Option<ConfigFault> {
             key: format!("transports.{transport}"),
             message: format!("another transport on the same bind has the path {path:?}"),
         }),
+        ListenError::Transport(BindError::PlainText { transport, .. }) => Some(ConfigFault {
+            key: format!("transports.{transport}.tls"),
+            message: "this kind does not speak TLS: it has asked its BindContext for none of stream(), http() and tls(), \
+                      and would listen in plain text"
+                .into(),
+        }),
         #[cfg(feature = "web")]
         ListenError::Page(BindError::Path { path, .. }) => Some(ConfigFault {
             key: "web.bind".into(),
@@ -491,6 +508,9 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Speaker {
         word: String,
+        /// Whether it has heard of TLS.
+        #[serde(default)]
+        wary: bool,
     }
 
     struct Speaking {
@@ -506,6 +526,9 @@ mod tests {
 
         async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
             let address = cx.listener.bind;
+            if self.wary {
+                let _ = cx.tls();
+            }
             let listener = TcpListener::bind(address).await;
             Ok(Box::new(Speaking {
                 word: self.word,
@@ -671,6 +694,32 @@ bind = \"127.0.0.1:0\"
                 "error: transports.a: can't bind {taken}: {why}\nerror: metrics: can't bind {other}: {why}"
             )
         );
+    }
+
+    #[tokio::test]
+    async fn a_transport_that_would_ignore_its_tls_does_not_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let put = |name, text| std::fs::write(folder.path().join(name), text).unwrap();
+        put("server.pem", own.cert.pem());
+        put("server.key", own.signing_key.serialize_pem());
+        let table = "[tls.door]\ncert = \"server.pem\"\nkey = \"server.key\"\n";
+        let document = DOCUMENT.replace("\nword", "\ntls = \"door\"\nword") + table;
+        let started = async |document: &str| {
+            let plugins = Plugins::empty().transport::<Speaker>();
+            Server::start(plugins, document, folder.path()).await
+        };
+        let error = started(&document).await.unwrap_err();
+        assert!(matches!(error, StartError::Config(_)), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(
+                "configuration:7:7: error: transports.a.tls: this kind does not speak TLS"
+            ),
+            "{text}"
+        );
+        let knowing = document.replace("\nword", "\nwary = true\nword");
+        assert_eq!(started(&knowing).await.unwrap().shut_down().await, 0);
     }
 
     #[tokio::test]

@@ -64,9 +64,11 @@ impl Server {
                 fault: TlsFault::Other(format!("the files were not read: {error}")),
             })
         })?;
-        if address.transport != Transport::Tcp {
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        }
+        let spoken: &[u8] = match address.transport {
+            Transport::Tcp => b"chinwag",
+            _ => b"http/1.1",
+        };
+        config.alpn_protocols = vec![spoken.to_vec()];
         let config = Arc::new(config);
         Ok(Self {
             address,

@@ -6,8 +6,9 @@
 
 use std::{
     borrow::Cow,
-    collections::VecDeque,
+    collections::{VecDeque, vec_deque},
     fmt, io,
+    iter::Take,
     pin::Pin,
     sync::{
         Arc,
@@ -443,11 +444,11 @@ impl PushOutlet {
             return self.park(out, bytes.clone());
         }
         match self.socket.try_write(bytes) {
-            Ok(written) if written == bytes.len() => {
-                self.note_held_back(out);
-                Delivery::Taken(written)
-            }
             Ok(written) => {
+                self.note_left(out);
+                if written == bytes.len() {
+                    return Delivery::Taken(written);
+                }
                 out.torn = true;
                 match self.park(out, bytes.slice(written..)) {
                     Delivery::Taken(rest) => Delivery::Taken(written + rest),
@@ -465,12 +466,13 @@ impl PushOutlet {
         }
     }
 
-    /// What the socket took and holds back is for the task to get out.
-    fn note_held_back(&self, out: &mut Out) {
-        if self.may_hold_back && out.blocked.is_none() && self.socket.holds_back() {
-            out.blocked = Some(clock::now());
-            out.wake = true;
-        }
+    /// What is left in the queue, or held back by the socket, is for the task to get out. The socket has taken something
+    /// just now, or there is less to take: the time without progress begins anew.
+    fn note_left(&self, out: &mut Out) {
+        let is_left = !out.queue.is_empty() || (self.may_hold_back && self.socket.holds_back());
+        // It waits, or waits no more.
+        out.wake |= out.blocked.is_some() != is_left;
+        out.blocked = is_left.then(clock::now);
     }
 
     fn park(&self, out: &mut Out, bytes: Bytes) -> Delivery {
@@ -535,7 +537,7 @@ impl PushOutlet {
                     let before = out.cost;
                     out.advance(written);
                     report(&self.queued, before, out.cost);
-                    self.note_held_back(&mut out);
+                    self.note_left(&mut out);
                     // It is this task that gets it out.
                     out.wake = false;
                 }
@@ -566,7 +568,7 @@ impl PushOutlet {
             }
             if out.state == State::Open {
                 out.state = State::Closing;
-                self.note_held_back(&mut out);
+                self.note_left(&mut out);
             }
         }
         out.slots = VecDeque::new();
@@ -620,7 +622,7 @@ impl CallbackAdapter for PushOutlet {
 
 impl Drop for PullOutlet {
     fn drop(&mut self) {
-        report(&self.queued, self.inner.get_mut().cost, 0);
+        report(&self.queued, self.inner.get_mut().counted, 0);
     }
 }
 
@@ -651,7 +653,6 @@ impl fmt::Debug for PushOutlet {
 
 impl Out {
     fn advance(&mut self, mut written: usize) {
-        self.blocked = Some(clock::now());
         while let Some(first) = self.queue.front_mut() {
             if written < first.len() {
                 self.torn |= written > 0;
@@ -664,7 +665,6 @@ impl Out {
             self.torn = false;
             self.queue.pop_front();
         }
-        self.blocked = None;
         // A queue that was needed once is not kept for ever.
         self.queue = VecDeque::new();
     }
@@ -679,9 +679,6 @@ impl Out {
             .iter()
             .map(|piece| piece.len() + PIECE_COST)
             .sum();
-        if self.queue.is_empty() {
-            self.blocked = None;
-        }
     }
 }
 
@@ -703,6 +700,8 @@ struct Kept {
     first: u64,
     events: VecDeque<Bytes>,
     cost: usize,
+    /// As much of it as the gauge has.
+    counted: usize,
     /// One past the last event ever given.
     given: u64,
     waiter: Option<Waker>,
@@ -719,9 +718,20 @@ struct Kept {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+/// A poll that has begun.
+pub(crate) struct Begun {
+    pub(crate) number: u64,
+    /// There is nothing to come for any more: the session has ended, and the client knows.
+    pub(crate) is_over: bool,
+    /// When the last answer with events was given.
+    pub(crate) last_full: Option<Instant>,
+    /// The timer that the poll before has left.
+    pub(crate) timer: Option<Pin<Box<Sleep>>>,
+}
+
 /// Some events for one poll.
-pub(crate) struct Page {
-    pub(crate) events: Vec<Bytes>,
+pub(crate) struct Page<'a> {
+    pub(crate) events: Take<vec_deque::Iter<'a, Bytes>>,
     pub(crate) first: u64,
     pub(crate) next: u64,
 }
@@ -758,14 +768,17 @@ impl PullOutlet {
         if kept.closed {
             return Delivery::Closed;
         }
-        let before = kept.cost;
+        // A poll that waits takes it at once; the gauge, which all sessions share, would step up and down again.
+        let is_awaited = kept.events.is_empty() && self.is_polled();
         let mut bytes = 0;
         for frame in frames {
             let json = frame.json();
             bytes += json.len();
             kept.push(json);
         }
-        report(&self.queued, before, kept.cost);
+        if !is_awaited {
+            kept.count(&self.queued);
+        }
         let full = kept.events.len() > self.limits.events || kept.cost > self.limits.bytes.0;
         let waiter = kept.waiter.take();
         drop(kept);
@@ -788,9 +801,8 @@ impl PullOutlet {
         let (waiter, slots) = {
             let mut kept = self.inner.lock();
             if let Some(bye) = bye {
-                let before = kept.cost;
                 kept.push(bye.json());
-                report(&self.queued, before, kept.cost);
+                kept.count(&self.queued);
             }
             kept.closed = true;
             (kept.waiter.take(), std::mem::take(&mut kept.slots))
@@ -801,74 +813,84 @@ impl PullOutlet {
         }
     }
 
-    /// Begins a poll: acknowledges, and ends the poll that waits. Returns its number.
+    /// Begins a poll: acknowledges, and ends the poll that waits.
     ///
     /// Errors with one past the last event given where `ack` is beyond it.
-    pub(crate) fn begin(&self, ack: Option<u64>) -> Result<u64, u64> {
+    pub(crate) fn begin(&self, ack: Option<u64>) -> Result<Begun, u64> {
         let mut kept = self.inner.lock();
         if let Some(ack) = ack {
             if ack > kept.given {
                 return Err(kept.given);
             }
-            let before = kept.cost;
             while kept.first < ack
                 && let Some(event) = kept.events.pop_front()
             {
                 kept.first += 1;
                 kept.cost -= event.len() + PIECE_COST;
             }
-            report(&self.queued, before, kept.cost);
+            kept.count(&self.queued);
         }
         kept.poll += 1;
-        let number = kept.poll;
+        let is_finished = kept.closed && kept.events.is_empty();
+        let begun = Begun {
+            number: kept.poll,
+            // An answer with the `bye` that got lost is asked for again by its `ack`; without one the end was seen.
+            is_over: is_finished || (ack.is_none() && kept.is_told()),
+            last_full: kept.last_full,
+            timer: kept.timer.take(),
+        };
         let waiter = kept.waiter.take();
         drop(kept);
         if let Some(waiter) = waiter {
             waiter.wake();
         }
-        Ok(number)
+        Ok(begun)
     }
 
-    /// Whether the poll of that number has something to give; registers its waker where it has not.
-    pub(crate) fn look(&self, number: u64, cx: &mut Context<'_>) -> Look {
+    /// Whether the poll of that number has something to give, or, while it is `held` back, whether the session has
+    /// ended; registers its waker where that is still to come.
+    pub(crate) fn look(&self, number: u64, held: bool, cx: &mut Context<'_>) -> Look {
         let mut kept = self.inner.lock();
         if kept.poll != number {
             return Look::Superseded;
         }
-        // Whoever is paced waits on although there is something.
-        kept.waiter = Some(cx.waker().clone());
-        if kept.events.is_empty() {
-            Look::Waiting
+        let is_ready = if held {
+            kept.closed
         } else {
-            Look::Ready
+            !kept.events.is_empty()
+        };
+        if is_ready {
+            kept.waiter = None;
+            return Look::Ready;
         }
+        match &mut kept.waiter {
+            Some(waiter) => waiter.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Look::Waiting
     }
 
-    /// Gives the oldest events kept.
-    pub(crate) fn give(&self, max: usize) -> Page {
+    /// Gives the oldest events kept, of which `lay_out` makes the answer, briefly: nothing is appended meanwhile. Also
+    /// returns whether the `bye` was given by now.
+    pub(crate) fn give<T>(
+        &self,
+        max: usize,
+        now: Instant,
+        lay_out: impl FnOnce(Page<'_>) -> T,
+    ) -> (T, bool) {
         let mut kept = self.inner.lock();
-        let events: Vec<Bytes> = kept.events.iter().take(max).cloned().collect();
-        let first = kept.first;
-        let next = first + events.len() as u64;
-        kept.given = kept.given.max(next);
-        if !events.is_empty() {
-            kept.last_full = Some(clock::now());
-        }
-        Page {
+        let events = kept.events.iter().take(max);
+        let (first, next) = (kept.first, kept.first + events.len() as u64);
+        let answer = lay_out(Page {
             events,
             first,
             next,
+        });
+        kept.given = kept.given.max(next);
+        if next > first {
+            kept.last_full = Some(now);
         }
-    }
-
-    /// An answer without events: what is kept, if anything, is still to be given.
-    pub(crate) fn nothing(&self) -> Page {
-        let next = self.inner.lock().first;
-        Page {
-            events: Vec::new(),
-            first: next,
-            next,
-        }
+        (answer, kept.is_told())
     }
 
     /// Waits for one's turn to run a command; `None` when `most` are under way. Given up, the turn is free again.
@@ -894,29 +916,9 @@ impl PullOutlet {
         Some(turn)
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.inner.lock().closed
-    }
-
     /// Whether the `bye` was given, perhaps in an answer that got lost.
     pub(crate) fn is_told(&self) -> bool {
-        let kept = self.inner.lock();
-        kept.closed && kept.given == kept.first + kept.events.len() as u64
-    }
-
-    /// Whether everything up to the `bye` was acknowledged.
-    pub(crate) fn is_finished(&self) -> bool {
-        let kept = self.inner.lock();
-        kept.closed && kept.events.is_empty()
-    }
-
-    pub(crate) fn last_full(&self) -> Option<Instant> {
-        self.inner.lock().last_full
-    }
-
-    /// The timer that a poll has left.
-    pub(crate) fn take_timer(&self) -> Option<Pin<Box<Sleep>>> {
-        self.inner.lock().timer.take()
+        self.inner.lock().is_told()
     }
 
     /// Keeps the timer of a poll for the next one.
@@ -979,5 +981,195 @@ impl Kept {
     fn push(&mut self, json: Bytes) {
         self.cost += json.len() + PIECE_COST;
         self.events.push_back(json);
+    }
+
+    /// Tells the gauge what is kept by now.
+    fn count(&mut self, gauge: &metrics::Gauge) {
+        report(gauge, self.counted, self.cost);
+        self.counted = self.cost;
+    }
+
+    fn is_told(&self) -> bool {
+        self.closed && self.given == self.first + self.events.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicU64, task::Wake, time::Duration};
+
+    use metrics::NoopRecorder;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::Telemetry;
+
+    /// Takes one piece at a time and holds it back until there is room for it, as encryption does.
+    #[derive(Default)]
+    struct Encrypting(Mutex<Wire>);
+
+    #[derive(Default)]
+    struct Wire {
+        /// Pieces that the other end takes.
+        room: usize,
+        holds_back: bool,
+    }
+
+    impl Encrypting {
+        fn make_room(&self, pieces: usize) {
+            self.0.lock().room += pieces;
+        }
+
+        fn send_out(&self) -> bool {
+            let mut wire = self.0.lock();
+            if wire.holds_back && wire.room > 0 {
+                wire.room -= 1;
+                wire.holds_back = false;
+            }
+            !wire.holds_back
+        }
+    }
+
+    impl TryWrite for Encrypting {
+        fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+            if !self.send_out() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.0.lock().holds_back = true;
+            self.send_out();
+            Ok(bytes.len())
+        }
+
+        fn try_write_vectored(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+            self.try_write(&slices[0])
+        }
+
+        fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.send_out() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        }
+
+        fn may_hold_back(&self) -> bool {
+            true
+        }
+
+        fn holds_back(&self) -> bool {
+            self.0.lock().holds_back
+        }
+    }
+
+    fn outlet() -> (Arc<Encrypting>, PushOutlet) {
+        let socket = Arc::new(Encrypting::default());
+        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &[], &[], &[]);
+        let metrics = telemetry.transport("pipe");
+        let outlet = PushOutlet::new(socket.clone(), Framing::Lines, 1 << 10, metrics);
+        (socket, outlet)
+    }
+
+    fn pull_outlet() -> PullOutlet {
+        let telemetry = Telemetry::new(&NoopRecorder, &["pipe"], &[], &[], &[]);
+        PullOutlet::new(QueueLimits::default(), telemetry.transport("pipe"))
+    }
+
+    #[test]
+    fn what_a_poll_that_waits_takes_at_once_is_not_counted_as_queued() {
+        let gauge = Arc::new(AtomicU64::new(0));
+        let mut outlet = pull_outlet();
+        outlet.queued = metrics::Gauge::from_arc(Arc::clone(&gauge));
+        let is_queued = |bytes: usize| gauge.load(Ordering::Relaxed) == (bytes as f64).to_bits();
+        let events = [Frame::from_json(b"{}")];
+        let cost = 2 + PIECE_COST;
+
+        let poll = outlet.under_way();
+        outlet.append(&events);
+        assert!(is_queued(0));
+        outlet.append(&events);
+        assert!(is_queued(2 * cost), "not the first to come");
+        drop(poll);
+        outlet.give(2, clock::now(), |_| ());
+        assert!(outlet.begin(Some(3)).is_ok());
+        assert!(is_queued(0), "acknowledged");
+        outlet.append(&events);
+        assert!(is_queued(cost), "nobody waits for it");
+        drop(outlet);
+        assert!(is_queued(0));
+    }
+
+    #[test]
+    fn a_poll_that_was_answered_is_not_woken_by_the_next() {
+        #[derive(Default)]
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        let outlet = pull_outlet();
+        let poll = outlet.begin(None).map(|begun| begun.number).unwrap();
+        assert!(matches!(outlet.look(poll, false, &mut cx), Look::Waiting));
+        outlet.append(&[Frame::from_json(b"{}")]);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(
+            matches!(outlet.look(poll, true, &mut cx), Look::Waiting),
+            "held back"
+        );
+        assert!(matches!(outlet.look(poll, false, &mut cx), Look::Ready));
+        assert!(outlet.begin(None).is_ok());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(
+            outlet.look(poll, false, &mut cx),
+            Look::Superseded
+        ));
+    }
+
+    fn flush(outlet: &PushOutlet) -> Progress {
+        outlet.poll_flush(&mut Context::from_waker(Waker::noop()))
+    }
+
+    static PIECE: Bytes = Bytes::from_static(b"{}\n");
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_goes_on_is_not_blocked_since_it_first_was() {
+        let (socket, outlet) = outlet();
+        outlet.write(&PIECE);
+        assert_eq!(flush(&outlet), Progress::Blocked(clock::now()));
+        for _ in 0..5 {
+            advance(Duration::from_secs(9)).await;
+            // What was held back goes, and what is written now is held back in its place.
+            socket.make_room(1);
+            assert_eq!(outlet.write(&PIECE), Delivery::Taken(PIECE.len()));
+            assert_eq!(flush(&outlet), Progress::Blocked(clock::now()));
+        }
+        socket.make_room(2);
+        outlet.write(&PIECE);
+        assert!(!outlet.load().is_blocked, "all of it has gone");
+        assert_eq!(flush(&outlet), Progress::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_has_stopped_is_blocked_since_then() {
+        let (socket, outlet) = outlet();
+        socket.make_room(1);
+        outlet.write(&PIECE);
+        assert_eq!(flush(&outlet), Progress::Idle);
+        outlet.write(&PIECE);
+        let since = clock::now();
+        for _ in 0..5 {
+            advance(Duration::from_secs(9)).await;
+            outlet.write(&PIECE);
+            assert_eq!(flush(&outlet), Progress::Blocked(since));
+        }
+        socket.make_room(1);
+        assert_eq!(
+            flush(&outlet),
+            Progress::Blocked(clock::now()),
+            "some of it has gone"
+        );
     }
 }

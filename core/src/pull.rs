@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep_until, timeout_at};
 use crate::{
     CloseReason, End, ErrorCode, Refusal,
     adapter::{Answer, Look, Outlet, Page, PullOutlet},
+    chain::unwind,
     clock::{self, Instant},
     hub::expired,
     message::{Command, Frame, Kind},
@@ -178,8 +179,20 @@ impl PullSession {
     }
 
     /// Runs one command, after those that came before it. Given up before its turn, or while it waits for somebody's
-    /// word as a join does for that of its manager, it is not run; given up later, it has run all the same.
+    /// word as a join does for that of its manager, it is not run; given up later, it has run all the same. One that
+    /// panics ends its session, as it does one with a connection of its own.
     pub async fn command(&self, body: &[u8]) -> Reply {
+        match unwind(self.run(body)).await {
+            Some(reply) => reply,
+            None => {
+                tracing::error!(transport = %self.session.scope.name, "A command panicked; its session ends.");
+                self.session.end(CloseReason::Disconnected);
+                self.expired_reply(None)
+            }
+        }
+    }
+
+    async fn run(&self, body: &[u8]) -> Reply {
         self.session.touch();
         let command = match Command::parse(body, None) {
             Ok(command) => command,
@@ -260,54 +273,53 @@ impl PullSession {
                 .map_err(|refusal| self.violated(refusal))?;
         }
         let _under_way = pull.under_way();
-        let number = pull.begin(ack).map_err(|given| {
+        let begun = pull.begin(ack).map_err(|given| {
             self.violated(Refusal::bad_request(format!(
                 "ack is beyond {given}, the last next that was given."
             )))
         })?;
-        // An answer with the `bye` that got lost is asked for again by its `ack`; without one the end was seen.
-        if pull.is_finished() || (ack.is_none() && pull.is_told()) {
+        if begun.is_over {
             self.session.rest_acknowledged();
             return Err(self.expired());
         }
+        let number = begun.number;
+        let mut timer = Timer {
+            pull,
+            sleep: begun.timer,
+        };
         if wait.is_zero() {
-            return Ok(self.give(max));
+            return Ok(self.give(max, began, false));
         }
-        let mut timer = Timer { pull, sleep: None };
-        if let Some(last) = pull.last_full()
+        if let Some(last) = begun.last_full
             && last + pace > began
         {
             let held = (last + pace).min(began + wait);
-            poll_fn(|cx| match pull.look(number, cx) {
+            poll_fn(|cx| match pull.look(number, true, cx) {
                 // A newer poll, and an end, still cut this short.
-                Look::Superseded => Poll::Ready(()),
-                Look::Ready if pull.is_closed() => Poll::Ready(()),
-                Look::Ready | Look::Waiting => timer.poll(held, cx),
+                Look::Ready | Look::Superseded => Poll::Ready(()),
+                Look::Waiting => timer.poll(held, cx),
             })
             .await;
         }
-        let is_superseded = poll_fn(|cx| match pull.look(number, cx) {
+        let is_superseded = poll_fn(|cx| match pull.look(number, false, cx) {
             Look::Ready => Poll::Ready(false),
             Look::Superseded => Poll::Ready(true),
             Look::Waiting => timer.poll(began + wait, cx).map(|()| false),
         })
         .await;
-        let body = if is_superseded {
-            body(&pull.nothing(), true)
-        } else {
-            self.give(max)
-        };
-        self.session.touch();
-        Ok(body)
+        let now = clock::now();
+        self.session.touch_at(now);
+        // What is kept when another poll has come is for that one.
+        let max = if is_superseded { 0 } else { max };
+        Ok(self.give(max, now, is_superseded))
     }
 
-    fn give(&self, max: usize) -> Bytes {
-        let pull = self.outlet();
-        let page = pull.give(max);
-        if pull.is_told() {
+    fn give(&self, max: usize, now: Instant, superseded: bool) -> Bytes {
+        let (body, is_told) = self.outlet().give(max, now, |page| body(&page, superseded));
+        if is_told {
             self.session.scope.hub.rest_given.notify_waiters();
         }
-        body(&page, false)
+        body
     }
 
     /// Ends the session as its client asked; the `bye` object, or the refusal where it had ended before. What was
@@ -362,10 +374,9 @@ struct Timer<'a> {
 
 impl Timer<'_> {
     fn poll(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| {
-            let kept = self.pull.take_timer();
-            kept.unwrap_or_else(|| Box::pin(sleep_until(deadline)))
-        });
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
@@ -392,24 +403,33 @@ fn too_many_commands() -> Refusal {
     Refusal::new(ErrorCode::TooMany, message)
 }
 
-fn body(page: &Page, superseded: bool) -> Bytes {
-    let events: usize = page.events.iter().map(|event| event.len() + 1).sum();
-    let mut body = Vec::with_capacity(events + 96);
-    body.extend_from_slice(b"{\"events\":[");
-    for (index, event) in page.events.iter().enumerate() {
+fn body(page: &Page<'_>, superseded: bool) -> Bytes {
+    let (mut first, mut next) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let head = "{\"events\":[";
+    let tail = [
+        "],\"first\":",
+        first.format(page.first),
+        ",\"next\":",
+        next.format(page.next),
+        if superseded {
+            ",\"superseded\":true}"
+        } else {
+            "}"
+        },
+    ];
+    let events: usize = page.events.clone().map(|event| event.len() + 1).sum();
+    let tail_len: usize = tail.iter().map(|piece| piece.len()).sum();
+    // To the byte, less a comma: with room to spare, sharing it would take another allocation.
+    let mut body = Vec::with_capacity(head.len() + events.saturating_sub(1) + tail_len);
+    body.extend_from_slice(head.as_bytes());
+    for (index, event) in page.events.clone().enumerate() {
         if index > 0 {
             body.push(b',');
         }
         body.extend_from_slice(event);
     }
-    let mut number = itoa::Buffer::new();
-    body.extend_from_slice(b"],\"first\":");
-    body.extend_from_slice(number.format(page.first).as_bytes());
-    body.extend_from_slice(b",\"next\":");
-    body.extend_from_slice(number.format(page.next).as_bytes());
-    if superseded {
-        body.extend_from_slice(b",\"superseded\":true");
+    for piece in tail {
+        body.extend_from_slice(piece.as_bytes());
     }
-    body.push(b'}');
     body.into()
 }

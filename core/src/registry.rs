@@ -36,8 +36,9 @@ impl SessionId {
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        Some(Self(u128::from_le_bytes(bytes.try_into().ok()?)))
+        let mut bytes = [0; 16];
+        let read = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
+        (read == bytes.len()).then_some(Self(u128::from_le_bytes(bytes)))
     }
 
     pub(crate) fn encode(self) -> String {

@@ -377,6 +377,15 @@ impl Secure {
         }
     }
 
+    /// The same, which offers to speak one of these protocols.
+    pub(crate) fn offering(&self, protocols: &[&str]) -> Self {
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|&name| name.into()).collect();
+        Self {
+            config: Arc::new(config),
+        }
+    }
+
     /// A connection after the handshake. With TLS 1.3 the client hears only later what the server thinks of it.
     pub(crate) async fn dial(&self, addr: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(addr).await?;

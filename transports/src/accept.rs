@@ -33,7 +33,7 @@ use tracing::{debug, info, warn};
 use crate::{
     ClientAddress, ListenerConfig, Stream, Tls, address,
     proxy::{self, ProxyError},
-    tls::Alpn,
+    tls::{Alpn, Remote},
 };
 
 /// Connections that the kernel finishes and holds for us. The system may have a smaller limit of its own.
@@ -471,7 +471,12 @@ impl Gate {
         let (socket, early) = match &self.secure {
             None => (socket.into(), early),
             Some(Secure { tls, alpn }) => {
-                let (stream, link) = Stream::shake_hands(socket, early, tls, *alpn, from).await?;
+                let is_other = peer.address != from.ip().to_canonical();
+                let remote = Remote {
+                    address: from,
+                    client: is_other.then_some(peer.address),
+                };
+                let (stream, link) = Stream::shake_hands(socket, early, tls, *alpn, remote).await?;
                 peer.tls = Some(Arc::new(link));
                 (stream, Bytes::new())
             }

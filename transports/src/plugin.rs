@@ -1,6 +1,14 @@
 //! The seam for transports: a configuration type that binds itself.
 
-use std::{borrow::Cow, fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use chinwag_core::{Hub, Scope};
@@ -96,6 +104,8 @@ pub struct BindContext {
     /// What its sessions have in common.
     pub scope: Arc<Scope>,
     tls: Option<Arc<Tls>>,
+    /// Whether the transport has asked for what `tls` is about. Clones share it.
+    took_tls: Arc<AtomicBool>,
     #[cfg_attr(
         not(feature = "http"),
         expect(dead_code, reason = "only HTTP kinds share a bind")
@@ -129,6 +139,7 @@ impl BindContext {
             hub,
             scope,
             tls: None,
+            took_tls: Arc::default(),
             listeners,
         }
     }
@@ -166,14 +177,40 @@ impl BindContext {
         self
     }
 
-    /// Takes the bind for a protocol of the transport's own.
+    /// The table that the listener's `tls` names, for a transport with a socket of its own: whoever asks shakes hands
+    /// over every connection, with [`Tls::accept`], and puts what it is told of the peer into
+    /// [`Peer::tls`](chinwag_core::Peer::tls). To be asked in [`bind`](TransportConfig::bind). `None`: plain text is
+    /// spoken.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.took_tls.store(true, Ordering::Relaxed);
+        self.tls.as_ref()
+    }
+
+    /// Whether a transport that was bound with this, or a clone of it, speaks TLS where its listener is to: it has asked
+    /// for [`stream`](Self::stream), [`http`](Self::http) or [`tls`](Self::tls).
+    ///
+    /// # Errors
+    /// [`BindError::PlainText`]: it has not, and would speak plain text where the operator relies on TLS.
+    pub fn check_tls(&self) -> Result<(), BindError> {
+        match &self.tls {
+            Some(tls) if !self.took_tls.load(Ordering::Relaxed) => Err(BindError::PlainText {
+                transport: Arc::clone(&self.name),
+                tls: Arc::clone(tls.name()),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the bind for a protocol of the transport's own. Who offers protocols in a TLS handshake has to offer
+    /// `chinwag` among them.
     ///
     /// # Errors
     /// [`BindError::Address`]: the system refuses the address, say because another transport has it, or the table that
     /// the listener's `tls` names was not given to [`with_tls`](Self::with_tls).
     pub async fn stream(&self) -> Result<StreamListener, BindError> {
         let lifecycle = self.hub.lifecycle().clone();
-        self.secure(Alpn::None)
+        self.secure(Alpn::Own)
             .and_then(|secure| {
                 StreamListener::bind(Arc::clone(&self.listener), secure, self.door(), lifecycle)
             })
@@ -189,11 +226,13 @@ impl BindContext {
     /// [`BindError::Address`]: the system refuses the address, or as [`stream`](Self::stream).
     #[cfg(feature = "http")]
     pub async fn http(&self) -> Result<HttpListener, BindError> {
+        // Also where another transport has bound already.
+        let secure = self.secure(Alpn::Http);
         let bind = || {
             HttpListener::new(
                 Arc::clone(&self.name),
                 Arc::clone(&self.listener),
-                self.secure(Alpn::Http)?,
+                secure?,
                 self.door(),
                 self.hub.lifecycle().clone(),
             )
@@ -206,7 +245,7 @@ impl BindContext {
 
     /// What connections shake hands by. Nothing is spoken in plain text because somebody forgot to hand over the table.
     fn secure(&self, alpn: Alpn) -> io::Result<Option<Secure>> {
-        match (&self.listener.tls, &self.tls) {
+        match (&self.listener.tls, self.tls()) {
             (None, None) => Ok(None),
             (Some(_), Some(tls)) => Ok(Some(Secure {
                 tls: Arc::clone(tls),
@@ -278,6 +317,16 @@ pub enum BindError {
         address: LocalAddr,
         /// Why.
         source: io::Error,
+    },
+    /// The listener's `tls` names a table, and the transport has not asked for it: it would speak plain text.
+    #[error(
+        "transports.{transport}: this kind does not speak TLS, so tls = {tls:?} would be in vain"
+    )]
+    PlainText {
+        /// The table's name.
+        transport: Arc<str>,
+        /// What its `tls` says.
+        tls: Arc<str>,
     },
     /// Two transports claim one path of a shared bind.
     #[error("transports.{transport}: path {path:?} of this bind is taken by another transport")]

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::{
     BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
     ServeError, Transport, TransportConfig, Wire,
-    http::{self as web, Answer, BodyError, bad_request},
+    http::{self as web, Answer, BodyError, Outgoing, Template, bad_request},
     origin,
 };
 
@@ -131,7 +131,13 @@ impl TransportConfig for PollingConfig {
 
     async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
         let listener = cx.http().await?;
+        let events = [false, true].map(|is_zipped| {
+            let mut answer = ok(Bytes::new(), is_zipped);
+            self.mark(&mut answer, Resource::Events, None);
+            Template::new(answer)
+        });
         let polling = Arc::new(Polling {
+            events,
             metrics: Arc::clone(cx.hub.telemetry().transport(&cx.name)),
             hub: cx.hub,
             scope: cx.scope,
@@ -144,6 +150,18 @@ impl TransportConfig for PollingConfig {
             listener.route(resource.path(), Arc::new(Endpoint { polling, resource }))?;
         }
         Ok(Box::new(PollingTransport { listener }))
+    }
+}
+
+impl PollingConfig {
+    /// Says in `answer` who may read it, and what it varies with. `origin`: that of the page that asks.
+    fn mark(&self, answer: &mut Answer, resource: Resource, origin: Option<&HeaderValue>) {
+        let cookies = self.session_id.contains(&IdPlace::Cookie);
+        self.origins.permit(answer, origin, cookies);
+        if resource != Resource::Session && self.gzip {
+            let vary = HeaderValue::from_static("Origin, Accept-Encoding");
+            answer.headers_mut().insert(header::VARY, vary);
+        }
     }
 }
 
@@ -200,6 +218,8 @@ struct Polling {
     body_timeout: Duration,
     /// `None`: switched off.
     gzip: Option<Gzip>,
+    /// Answers to polls that no page of another origin sent, as nearly all are: as they are, and compressed.
+    events: [Arc<Template>; 2],
 }
 
 #[derive(Clone)]
@@ -211,7 +231,8 @@ struct Endpoint {
 #[async_trait]
 impl HttpRoute for Endpoint {
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
-        Arc::new(self.clone()).answer(request, peer.clone()).await
+        let outgoing = Arc::new(self.clone()).answer(request, peer.clone());
+        outgoing.await.into()
     }
 
     // The head is read here and let go of: it is most of what a poll that waits would have.
@@ -219,7 +240,7 @@ impl HttpRoute for Endpoint {
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
         let Polling {
             config, metrics, ..
         } = &*self.polling;
@@ -229,7 +250,7 @@ impl HttpRoute for Endpoint {
             Ok(origin) => origin.map(copied),
             Err(refusal) => {
                 metrics.refused(RefusedReason::Origin);
-                return Box::pin(ready(web::refused(&refusal)));
+                return Box::pin(ready(web::refused(&refusal).into()));
             }
         };
         let preflight = origin::is_preflight(&parts.method, &parts.headers);
@@ -237,7 +258,12 @@ impl HttpRoute for Endpoint {
         Box::pin(async move {
             let polling = &*self.polling;
             let done = match begun {
-                Ok(Work::Poll(poll)) => polling.poll(poll).await,
+                Ok(Work::Poll(poll)) => match polling.poll(poll).await {
+                    Ok((body, is_zipped)) if origin.is_none() => {
+                        return polling.events[usize::from(is_zipped)].fill(body);
+                    }
+                    given => given.map(|(body, is_zipped)| ok(body, is_zipped)),
+                },
                 Ok(Work::Other(work)) => work.await,
                 Err(refused) => Err(refused),
             };
@@ -245,16 +271,10 @@ impl HttpRoute for Endpoint {
             if preflight {
                 origin::answer_preflight(&mut answer, self.resource.methods());
             }
-            let cookies = polling.config.session_id.contains(&IdPlace::Cookie);
             polling
                 .config
-                .origins
-                .permit(&mut answer, origin.as_ref(), cookies);
-            if self.resource != Resource::Session && polling.gzip.is_some() {
-                let vary = HeaderValue::from_static("Origin, Accept-Encoding");
-                answer.headers_mut().insert(header::VARY, vary);
-            }
-            answer
+                .mark(&mut answer, self.resource, origin.as_ref());
+            answer.into()
         })
     }
 }
@@ -422,7 +442,10 @@ impl Polling {
             media.suits(&body).map_err(|refused| refused.by(&session))?;
             let reply = session.command(&body).await;
             Ok(match &reply.refusal {
-                None => this.ok(reply.json, zips),
+                None => {
+                    let (body, is_zipped) = this.zip(reply.json, zips);
+                    ok(body, is_zipped)
+                }
                 Some(refusal) => web::refused_with(refusal, reply.json),
             })
         }))
@@ -446,7 +469,8 @@ impl Polling {
         }))
     }
 
-    async fn poll(&self, poll: Poll) -> Result<Answer, Refused> {
+    /// The events, and whether they are compressed.
+    async fn poll(&self, poll: Poll) -> Result<(Bytes, bool), Refused> {
         if !poll.body.is_end_stream() {
             Box::pin(self.skip(poll.body)).await?;
         }
@@ -455,7 +479,7 @@ impl Polling {
             .session
             .poll(poll.ack, poll.wait, poll.most, pace)
             .await?;
-        Ok(self.ok(body, poll.zips))
+        Ok(self.zip(body, poll.zips))
     }
 
     /// Whether the answer to a request may be compressed.
@@ -463,17 +487,12 @@ impl Polling {
         self.gzip.is_some() && gzip::is_accepted(&parts.headers)
     }
 
-    /// 200 and `body`, compressed where `zips` and where it is worth it.
-    fn ok(&self, body: Bytes, zips: bool) -> Answer {
-        let (body, is_zipped) = match &self.gzip {
+    /// `body`, compressed where `zips` and where it is worth it, and whether it is.
+    fn zip(&self, body: Bytes, zips: bool) -> (Bytes, bool) {
+        match &self.gzip {
             Some(gzip) if zips => gzip.apply(body),
             _ => (body, false),
-        };
-        let mut answer = web::json(StatusCode::OK, body);
-        if is_zipped {
-            gzip::mark(&mut answer);
         }
-        answer
     }
 
     /// The session whose id the request carries, and where.
@@ -536,6 +555,15 @@ impl Polling {
     }
 }
 
+/// 200 and `body`.
+fn ok(body: Bytes, is_zipped: bool) -> Answer {
+    let mut answer = web::json(StatusCode::OK, body);
+    if is_zipped {
+        gzip::mark(&mut answer);
+    }
+    answer
+}
+
 fn copied(value: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(value.as_bytes()).expect("it was a value before")
 }
@@ -589,12 +617,12 @@ impl Media {
 }
 
 /// The one id that a request carries in one of `places`; elsewhere it is not looked for.
-fn session_id(
-    headers: &HeaderMap,
-    query: &str,
+fn session_id<'a>(
+    headers: &'a HeaderMap,
+    query: &'a str,
     form: CookieForm,
     places: &[IdPlace],
-) -> Result<(String, IdPlace), Refused> {
+) -> Result<(Cow<'a, str>, IdPlace), Refused> {
     let mut found: Option<(Cow<'_, str>, IdPlace)> = None;
     let mut add = |id, place| {
         if found.replace((id, place)).is_some() {
@@ -640,7 +668,7 @@ fn session_id(
         )
         .into());
     }
-    Ok((id.into_owned(), place))
+    Ok((id, place))
 }
 
 /// The cookie of a client, by how it comes.

@@ -10,7 +10,7 @@
 use std::{
     fmt,
     io::{self, IoSlice, Read, Write},
-    net::{Shutdown, SocketAddr},
+    net::Shutdown,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -26,7 +26,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::tls::{Alpn, Tls, TlsPeer};
+use crate::tls::{Alpn, Remote, Tls, TlsPeer};
 
 /// Plain bytes of one TLS record.
 const RECORD: usize = 16 << 10;
@@ -59,18 +59,18 @@ impl From<TcpStream> for Stream {
 }
 
 impl Stream {
-    /// Shakes hands over `tcp`, of which `early` was read already; `remote` is its other end. `None`: the connection is
+    /// Shakes hands over `tcp`, of which `early` was read already and which comes from `remote`. `None`: the connection is
     /// over, and `tls` has counted why.
     pub(crate) async fn shake_hands(
         tcp: TcpStream,
         early: Bytes,
         tls: &Arc<Tls>,
         alpn: Alpn,
-        remote: SocketAddr,
+        remote: Remote,
     ) -> Option<(Self, TlsPeer)> {
         let local = tcp.local_addr().ok()?;
         let opening = Opening { early, tcp };
-        let (stream, peer) = tls.accept(opening, alpn, local, remote).await.ok()?;
+        let (stream, peer) = tls.accept_from(opening, alpn, local, remote).await.ok()?;
         let (opening, mut connection) = stream.into_inner();
         debug_assert!(opening.early.is_empty(), "one read takes all of it");
         // What is held back is bounded by those who write: at most a record.

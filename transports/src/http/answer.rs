@@ -1,12 +1,87 @@
 //! Answers: every body is one JSON object of the protocol, and nothing is ever stored by a cache.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use chinwag_core::{ErrorCode, Refusal};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
+use super::encode::Head;
+
 /// What a route answers with.
 pub type Answer = Response<Full<Bytes>>;
+
+/// An answer all but its body, for a route that gives many which differ in nothing else: its head is laid out once.
+#[derive(Debug)]
+pub struct Template {
+    answer: Answer,
+    head: Head,
+}
+
+impl Template {
+    /// That of answers like this one, whose own body is left out.
+    #[must_use]
+    pub fn new(mut answer: Answer) -> Arc<Self> {
+        *answer.body_mut() = Full::default();
+        not_stored(&mut answer);
+        let head = Head::of(&answer);
+        Arc::new(Self { answer, head })
+    }
+
+    /// The answer with `body`.
+    #[must_use]
+    pub fn fill(self: &Arc<Self>, body: Bytes) -> Outgoing {
+        Outgoing::Filled(Arc::clone(self), body)
+    }
+
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+}
+
+/// An answer on its way out.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// One of its own. Boxed, since it is large and goes from hand to hand.
+    Answer(Box<Answer>),
+    /// One of many that are alike, and its body.
+    Filled(Arc<Template>, Bytes),
+}
+
+impl Outgoing {
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Answer(answer) => answer.status(),
+            Self::Filled(template, _) => template.answer.status(),
+        }
+    }
+}
+
+impl From<Answer> for Outgoing {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
+    }
+}
+
+impl From<Outgoing> for Answer {
+    fn from(outgoing: Outgoing) -> Self {
+        match outgoing {
+            Outgoing::Answer(answer) => *answer,
+            Outgoing::Filled(template, body) => template.answer.clone().map(|_| Full::new(body)),
+        }
+    }
+}
+
+/// Says that no cache keeps `answer`, where it says nothing of caches itself.
+pub(super) fn not_stored(answer: &mut Answer) {
+    answer
+        .headers_mut()
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+}
 
 /// An answer with a JSON body.
 #[must_use]

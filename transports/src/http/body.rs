@@ -20,7 +20,7 @@ pub enum BodyError {
 /// The whole body: of at most `limit` bytes, and all there `within` that time.
 ///
 /// # Errors
-/// See [`BodyError`]. The rest of the body is not read; the connection closes after the answer.
+/// See [`BodyError`]. The rest of the body is not read, and the connection closes after the answer, which says so.
 pub async fn read(body: Incoming, limit: usize, within: Duration) -> Result<Bytes, BodyError> {
     if body.size_hint().lower() > limit as u64 {
         return Err(BodyError::TooLarge);

@@ -167,10 +167,15 @@ async fn upgrade(connection: Talking, client: &Client) -> io::Result<()> {
     .map_err(io::Error::other)
 }
 
-/// The answer to a plain request. `None`: the client has gone, and the work on it is dropped.
+/// The answer to a plain request, the work on which was begun just now. `None`: the client has gone, and the work is
+/// dropped.
 async fn wait(socket: &mut HttpSocket, mut work: Work) -> Option<Finished> {
+    let mut is_new = true;
     poll_fn(|cx| {
-        if let Poll::Ready(answer) = work.poll(cx) {
+        // When it was begun it has heard of this task.
+        if !std::mem::take(&mut is_new)
+            && let Poll::Ready(answer) = work.poll(cx)
+        {
             return Poll::Ready(Some(answer));
         }
         socket.poll_gone(cx).map(|()| None)

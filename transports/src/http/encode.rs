@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    io::Cursor,
     pin::Pin,
     task::{Context, Poll, Waker},
     time::{Duration, UNIX_EPOCH},
@@ -10,88 +11,121 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, buf::Chain};
 use chinwag_core::clock::{SystemWallClock, WallClock};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Body;
 
-use super::Answer;
+use super::{Answer, Outgoing};
 
 /// A body up to here is copied behind its head, so that both leave in one piece.
 const ONE_PIECE: usize = 16 << 10;
-/// Room for a head, which most take less than.
-const HEAD: usize = 256;
+/// Room for the length, the date, and that the connection is closed.
+const REST: usize = 128;
 /// `Sun, 06 Nov 1994 08:49:37 GMT`.
 const DATE: usize = 29;
 /// The last second that fits into it.
 const LAST_SECOND: u64 = 253_402_300_799;
 
+/// What is ours to say of an answer, whatever a route says: how long it is, that it comes in one piece, when, and what
+/// becomes of the connection, where a route may say `close`.
+static OURS: [HeaderName; 4] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::DATE,
+];
+
+/// What there is to write of an answer before its length is known.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// The status and the headers, but for what is [ours](OURS).
+    lines: Vec<u8>,
+    /// Some never have a body, nor its length.
+    has_body: bool,
+    /// The connection is closed after it.
+    closes: bool,
+}
+
+impl Head {
+    pub(super) fn of(answer: &Answer) -> Self {
+        let status = answer.status();
+        let mut lines = Vec::with_capacity(256);
+        lines.put_slice(b"HTTP/1.1 ");
+        lines.put_slice(status.as_str().as_bytes());
+        lines.put_u8(b' ');
+        lines.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+        lines.put_slice(b"\r\n");
+        for (name, value) in answer.headers() {
+            if !OURS.contains(name) {
+                lines.put_slice(name.as_str().as_bytes());
+                lines.put_slice(b": ");
+                lines.put_slice(value.as_bytes());
+                lines.put_slice(b"\r\n");
+            }
+        }
+        Self {
+            lines,
+            has_body: !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
+            closes: says_close(answer.headers()),
+        }
+    }
+}
+
 /// What is left to write of an answer.
 pub(super) struct Encoded {
-    pub(super) bytes: Chain<Bytes, Bytes>,
+    pub(super) bytes: Chain<Cursor<Vec<u8>>, Bytes>,
     /// The connection is closed after it.
     pub(super) closes: bool,
 }
 
 impl Encoded {
-    /// The bytes of `answer`; `closes`: it is to be the last.
-    pub(super) fn of(mut answer: Answer, closes: bool) -> Self {
-        if closes {
-            let close = HeaderValue::from_static("close");
-            answer.headers_mut().insert(header::CONNECTION, close);
+    /// The bytes of an answer; `closes`: it is to be the last.
+    pub(super) fn of(outgoing: Outgoing, closes: bool) -> Self {
+        match outgoing {
+            Outgoing::Answer(answer) => {
+                let head = Head::of(&answer);
+                Self::new(&head, whole(answer.into_body()), closes)
+            }
+            Outgoing::Filled(template, body) => Self::new(template.head(), body, closes),
         }
-        let closes = answer
-            .headers()
-            .get(header::CONNECTION)
-            .is_some_and(|value| value == "close");
-        let (parts, body) = answer.into_parts();
-        let body = whole(body);
-        let copied = if body.len() <= ONE_PIECE {
-            body.len()
+    }
+
+    fn new(head: &Head, body: Bytes, closes: bool) -> Self {
+        let closes = closes || head.closes;
+        let mut rest = if head.has_body { body } else { Bytes::new() };
+        let copied = if rest.len() <= ONE_PIECE {
+            rest.len()
         } else {
             0
         };
-        let mut head = Vec::with_capacity(HEAD + copied);
-        head.put_slice(b"HTTP/1.1 ");
-        head.put_slice(parts.status.as_str().as_bytes());
-        head.put_u8(b' ');
-        head.put_slice(
-            parts
-                .status
-                .canonical_reason()
-                .unwrap_or_default()
-                .as_bytes(),
-        );
-        head.put_slice(b"\r\n");
-        for (name, value) in &parts.headers {
-            // The length is that of the body, whatever a route says.
-            if name != header::CONTENT_LENGTH {
-                head.put_slice(name.as_str().as_bytes());
-                head.put_slice(b": ");
-                head.put_slice(value.as_bytes());
-                head.put_slice(b"\r\n");
-            }
+        let mut piece = Vec::with_capacity(head.lines.len() + REST + copied);
+        piece.put_slice(&head.lines);
+        if closes {
+            piece.put_slice(b"connection: close\r\n");
         }
-        let has_body = !matches!(
-            parts.status,
-            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-        );
-        if has_body {
-            head.put_slice(b"content-length: ");
-            head.put_slice(itoa::Buffer::new().format(body.len()).as_bytes());
-            head.put_slice(b"\r\n");
+        if head.has_body {
+            piece.put_slice(b"content-length: ");
+            piece.put_slice(itoa::Buffer::new().format(rest.len()).as_bytes());
+            piece.put_slice(b"\r\n");
         }
-        head.put_slice(b"date: ");
-        head.put_slice(&date());
-        head.put_slice(b"\r\n\r\n");
-        let mut rest = if has_body { body } else { Bytes::new() };
-        if rest.len() <= ONE_PIECE {
-            head.put_slice(&std::mem::take(&mut rest));
-        }
+        piece.put_slice(b"date: ");
+        piece.put_slice(&date());
+        piece.put_slice(b"\r\n\r\n");
+        piece.put_slice(&rest.split_to(copied));
         Self {
-            bytes: Bytes::from(head).chain(rest),
+            bytes: Cursor::new(piece).chain(rest),
             closes,
         }
     }
+}
+
+/// Whether one of the options of `Connection` is `close`, in whatever case and however many lines they are on.
+fn says_close(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// The bytes of a body that has all of them.

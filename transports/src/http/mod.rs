@@ -16,7 +16,7 @@ mod host;
 mod socket;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map, hash_map::Entry},
     convert::Infallible,
     fmt, io,
     net::SocketAddr,
@@ -33,7 +33,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use chinwag_core::{ErrorCode, Lifecycle, Peer, Refusal, RefusedReason, Scope};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use hyper::{
     body::{Body, Incoming},
     service::Service,
@@ -45,7 +45,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 pub use answer::{
-    Answer, bad_request, empty, json, method_not_allowed, refused, refused_as, refused_with, status,
+    Answer, Outgoing, Template, bad_request, empty, json, method_not_allowed, refused, refused_as,
+    refused_with, status,
 };
 pub use authorization::{bearer, credentials};
 pub use body::{BodyError, read as read_body};
@@ -69,13 +70,14 @@ pub trait HttpRoute: Send + Sync + 'static {
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer;
 
     /// The same, as a future that owns what it needs: what is called. A route with many requests that wait may let go of
-    /// all else here, say of the head, and so hold less for each.
+    /// all else here, say of the head, and so hold less for each; one with many answers that differ in their bodies
+    /// alone may give them by a [`Template`].
     fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
-        Box::pin(async move { self.handle(request, &peer).await })
+    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
+        Box::pin(async move { self.handle(request, &peer).await.into() })
     }
 }
 
@@ -237,12 +239,15 @@ impl fmt::Debug for HttpListener {
     }
 }
 
+/// What answers, by path.
+type Routes = BTreeMap<String, Arc<dyn HttpRoute>>;
+
 struct Shared {
     address: SocketAddr,
     config: Arc<ListenerConfig>,
     hosts: Hosts,
     door: Arc<dyn Door>,
-    routes: RwLock<HashMap<String, Arc<dyn HttpRoute>>>,
+    routes: RwLock<Arc<Routes>>,
     /// Taken by the first of the transports that serves.
     listener: Mutex<Option<StreamListener>>,
     stopped: CancellationToken,
@@ -255,7 +260,8 @@ impl HttpListener {
         self.shared.address
     }
 
-    /// Gives the requests to exactly `path` to `route`, which itself judges the method.
+    /// Gives the requests to exactly `path` to `route`, which itself judges the method. Connections that are there
+    /// already know nothing of it.
     ///
     /// # Errors
     /// [`BindError::Path`]: another transport on this bind has the path.
@@ -264,12 +270,12 @@ impl HttpListener {
         path: impl Into<String>,
         route: Arc<dyn HttpRoute>,
     ) -> Result<(), BindError> {
-        match self.shared.routes.write().entry(path.into()) {
-            Entry::Vacant(free) => {
+        match Arc::make_mut(&mut self.shared.routes.write()).entry(path.into()) {
+            btree_map::Entry::Vacant(free) => {
                 free.insert(route);
                 Ok(())
             }
-            Entry::Occupied(taken) => Err(BindError::Path {
+            btree_map::Entry::Occupied(taken) => Err(BindError::Path {
                 transport: Arc::clone(&self.name),
                 path: taken.key().clone(),
             }),
@@ -329,8 +335,10 @@ impl HttpListener {
 
 /// One connection, from its first byte to its last, or until it is upgraded.
 fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Output = ()> + Send {
+    let routes = Arc::clone(&shared.routes.read());
     let client = Arc::new(Client {
         watch: Watch::new(&shared.config, Arc::clone(&shared.door)),
+        routes,
         peer: accepted.peer,
         permit: accepted.permit,
         aside: Mutex::default(),
@@ -364,6 +372,8 @@ fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Outp
 struct Client {
     watch: Watch,
     shared: Arc<Shared>,
+    /// Those of the listener, without its lock, for which the requests of all connections would compete.
+    routes: Arc<Routes>,
     peer: Peer,
     permit: Permit,
     /// What the service leaves for [`connection`] to do.
@@ -410,14 +420,13 @@ impl Client {
             refuse(RefusedReason::BadRequest);
             return Err(answer::coded());
         }
-        let route = self.shared.routes.read().get(request.uri().path()).cloned();
-        let Some(route) = route else {
+        let Some(route) = self.routes.get(request.uri().path()) else {
             refuse(RefusedReason::NotFound);
             let refusal = bad_request("There is nothing at this path.");
             return Err(refused_as(StatusCode::NOT_FOUND, &refusal));
         };
         let peer = HttpPeer::of(&self.peer, &self.permit, request.headers());
-        Ok((route, peer))
+        Ok((Arc::clone(route), peer))
     }
 
     /// Whether the one `Host` is the one that was found to be served, and the target names none.
@@ -443,13 +452,15 @@ impl Service<Request<Incoming>> for Answers {
         let all_written = client.watch.handling();
         let is_upgrade = request.extensions().get::<OnUpgrade>().is_some();
         let is_plain = all_written && !is_upgrade && connection::is_plain(&request);
+        let has_body = !request.body().is_end_stream();
         // Browsers may ask anybody with OPTIONS: that proves nothing.
         let asks = request.method() != Method::OPTIONS;
         let mut work = match client.route(&request) {
             Err(answer) => {
                 return Answering {
                     client: Arc::clone(client),
-                    answer: Promised::Now(Some(Finished::of(answer, asks))),
+                    answer: Promised::Now(Some(Finished::of(answer.into(), asks))),
+                    has_body,
                 };
             }
             Ok((route, peer)) => Work {
@@ -476,6 +487,7 @@ impl Service<Request<Incoming>> for Answers {
         Answering {
             client: Arc::clone(client),
             answer,
+            has_body,
         }
     }
 }
@@ -483,7 +495,7 @@ impl Service<Request<Incoming>> for Answers {
 /// A route at work on one request.
 struct Work {
     asks: bool,
-    answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
+    answer: Pin<Box<dyn Future<Output = Outgoing> + Send>>,
 }
 
 impl Work {
@@ -498,6 +510,7 @@ impl Work {
                     ErrorCode::Internal,
                     "A fault of the server; it has been logged.",
                 ))
+                .into()
             }
         };
         Poll::Ready(Finished::of(answer, self.asks))
@@ -506,24 +519,23 @@ impl Work {
 
 /// An answer with what every answer has.
 struct Finished {
-    answer: Answer,
+    answer: Outgoing,
     /// The client has shown that it knows what it is doing.
     good: bool,
 }
 
 impl Finished {
     /// `asks`: the request was for more than a permission.
-    fn of(mut answer: Answer, asks: bool) -> Self {
-        answer
-            .headers_mut()
-            .entry(header::CACHE_CONTROL)
-            .or_insert(HeaderValue::from_static("no-store"));
+    fn of(mut answer: Outgoing, asks: bool) -> Self {
+        if let Outgoing::Answer(answer) = &mut answer {
+            answer::not_stored(answer);
+        }
         let good = asks && answer.status().is_success();
         Self { answer, good }
     }
 
     /// The answer, which is written from now on.
-    fn begin(self, watch: &Watch) -> Answer {
+    fn begin(self, watch: &Watch) -> Outgoing {
         watch.responding(self.good);
         self.answer
     }
@@ -533,6 +545,8 @@ impl Finished {
 struct Answering {
     client: Arc<Client>,
     answer: Promised,
+    /// Whether the request has a body, which its route may leave unread.
+    has_body: bool,
 }
 
 enum Promised {
@@ -548,16 +562,31 @@ impl Future for Answering {
     type Output = Result<Answer, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { client, answer } = &mut *self;
-        let answer = match answer {
-            Promised::Now(answer) => answer.take().expect("not polled again after its answer"),
+        let Self {
+            client,
+            answer,
+            has_body,
+        } = &mut *self;
+        let finished = match answer {
+            Promised::Now(finished) => finished.take().expect("not polled again after its answer"),
             Promised::Upgrade(_) if !client.may_upgrade.load(Ordering::Relaxed) => {
                 return Poll::Pending;
             }
-            Promised::Later(work) | Promised::Upgrade(work) => ready!(work.poll(cx)),
+            Promised::Later(work) | Promised::Upgrade(work) => {
+                let finished = ready!(work.poll(cx));
+                if *has_body {
+                    // A body that the route has not read to its end was dropped with it. Asked once more, hyper looks
+                    // for the rest first: if it is not all there, it closes the connection, and has to say so in the
+                    // answer.
+                    *answer = Promised::Now(Some(finished));
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                finished
+            }
             Promised::Elsewhere => return Poll::Pending,
         };
-        Poll::Ready(Ok(answer.begin(&client.watch)))
+        Poll::Ready(Ok(finished.begin(&client.watch).into()))
     }
 }
 

@@ -13,7 +13,10 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -66,6 +69,8 @@ pub(super) struct Watch {
     first_byte: Duration,
     header: Duration,
     write: Duration,
+    /// Whether bytes were asked for since somebody looked. By itself, for all who look are of one task.
+    asked: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -82,8 +87,6 @@ struct State {
     proven: bool,
     /// Whether an answer has gone to the kernel since somebody looked.
     answered: bool,
-    /// Whether bytes were asked for since somebody looked.
-    asked: bool,
 }
 
 impl Watch {
@@ -95,6 +98,7 @@ impl Watch {
             first_byte,
             header: config.header_timeout.0,
             write: config.write_timeout.0,
+            asked: AtomicBool::new(false),
             state: Mutex::new(State {
                 stage: Stage::Idle,
                 deadline: Some(clock::now() + first_byte),
@@ -103,7 +107,6 @@ impl Watch {
                 heard: false,
                 proven: false,
                 answered: false,
-                asked: false,
             }),
         }
     }
@@ -148,7 +151,7 @@ impl Watch {
 
     /// Bytes are asked for.
     fn asks(&self) {
-        self.state.lock().asked = true;
+        self.asked.store(true, Ordering::Relaxed);
     }
 
     /// Whether the last of an answer has gone to the kernel since the last call.
@@ -158,7 +161,9 @@ impl Watch {
 
     /// Whether bytes were asked for since the last call.
     pub(super) fn take_asked(&self) -> bool {
-        std::mem::take(&mut self.state.lock().asked)
+        let asked = self.asked.load(Ordering::Relaxed);
+        self.asked.store(false, Ordering::Relaxed);
+        asked
     }
 
     /// Whether nothing is under way.

@@ -1,3 +1,6 @@
+use std::future::ready;
+
+use http::HeaderValue;
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -310,6 +313,53 @@ async fn too_long_a_body_is_answered_before_it_comes() {
     assert_eq!(client.reply().await.status, 413);
     // What fits, fits.
     assert_eq!(server.ask(&post(&"x".repeat(1000))).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_answer_tells_whether_the_connection_stays_when_a_body_was_not_read() {
+    let refusing = || refused(&Refusal::new(ErrorCode::Forbidden, "No."));
+    let routes: [(&str, Arc<dyn HttpRoute>); 2] = [
+        ("/no", Arc::new(Says(refusing))),
+        ("/yes", Arc::new(Says(empty))),
+    ];
+    let server = Server::start(&json!({}), &routes);
+    // Where nobody serves, what no route is asked about, and routes that look at no body, or at its length alone.
+    for (path, lines, status) in [
+        ("/echo", "Host: evil.example\r\n", 421),
+        ("/nothing", "Host: localhost\r\n", 404),
+        (
+            "/echo",
+            "Host: localhost\r\nContent-Encoding: gzip\r\n",
+            415,
+        ),
+        ("/no", "Host: localhost\r\n", 403),
+        ("/yes", "Host: localhost\r\n", 204),
+        ("/echo", "Host: localhost\r\n", 413),
+    ] {
+        for expects in ["", "Expect: 100-continue\r\n"] {
+            let head =
+                format!("POST {path} HTTP/1.1\r\n{lines}{expects}Content-Length: 2000\r\n\r\n");
+            for sent in [0, 1000] {
+                let mut client = server.connect().await;
+                client.say(&format!("{head}{}", "x".repeat(sent))).await;
+                let reply = client.reply().await;
+                assert_eq!(reply.status, status, "{head}");
+                assert!(
+                    reply.head.contains("\r\nconnection: close\r\n"),
+                    "{head}{sent} bytes: {reply:?}"
+                );
+                assert!(client.is_closed().await, "{head}");
+            }
+            // With all of it there, there is no need to close.
+            let mut client = server.connect().await;
+            client.say(&format!("{head}{}", "x".repeat(2000))).await;
+            let reply = client.reply().await;
+            assert_eq!(reply.status, status, "{head}");
+            assert!(!reply.head.contains("connection:"), "{head}{reply:?}");
+            client.say(GET).await;
+            assert_eq!(client.reply().await.status, 200, "{head}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -708,6 +758,75 @@ impl HttpRoute for Says {
     }
 }
 
+/// Fills in what is left of an answer.
+struct Fills(Arc<Template>);
+
+#[async_trait]
+impl HttpRoute for Fills {
+    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
+        let route = Arc::new(Self(Arc::clone(&self.0)));
+        route.answer(request, peer.clone()).await.into()
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        _request: Request<Incoming>,
+        _peer: HttpPeer,
+    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
+        Box::pin(ready(self.0.fill(Bytes::from_static(b"[1]"))))
+    }
+}
+
+#[tokio::test]
+async fn an_answer_by_a_template_is_what_it_would_be_by_itself() {
+    fn answer() -> Answer {
+        let mut answer = json(StatusCode::CREATED, "[1]");
+        let headers = answer.headers_mut();
+        headers.remove(header::CACHE_CONTROL);
+        headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+        answer
+    }
+    fn last() -> Answer {
+        answer::closing(answer())
+    }
+    let server = Server::start(
+        &json!({}),
+        &[
+            ("/own", Arc::new(Says(answer))),
+            ("/own/last", Arc::new(Says(last))),
+            ("/template", Arc::new(Fills(Template::new(answer())))),
+            ("/template/last", Arc::new(Fills(Template::new(last())))),
+        ],
+    );
+    // hyper writes the answers to those of version 1.0.
+    for version in ["1.1", "1.0"] {
+        for path in ["", "/last"] {
+            let mut replies = Vec::new();
+            for way in ["/own", "/template"] {
+                let mut client = server.connect().await;
+                let request = format!("GET {way}{path} HTTP/{version}\r\nHost: localhost\r\n\r\n");
+                client.say(&request).await;
+                let reply = client.reply().await;
+                assert_eq!((reply.status, reply.body.as_str()), (201, "[1]"));
+                assert!(reply.head.contains("cache-control: no-store"), "{reply:?}");
+                let stays = path.is_empty() && version == "1.1";
+                if stays {
+                    client.say(GET).await;
+                    assert_eq!(client.reply().await.status, 200, "{request}");
+                } else {
+                    assert!(client.is_closed().await, "{request}");
+                }
+                let lines = reply
+                    .head
+                    .lines()
+                    .filter(|line| !line.starts_with("date: "));
+                replies.push(lines.map(str::to_owned).collect::<Vec<_>>());
+            }
+            assert_eq!(replies[0], replies[1]);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_looks_alike_whoever_writes_it() {
     let server = Server::start(&json!({}), &[]);
@@ -770,6 +889,62 @@ async fn an_answer_without_a_body_has_no_length_and_one_that_closes_does() {
     let reply = client.reply().await;
     assert_eq!((reply.status, reply.body.as_str()), (200, "{}"));
     assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn what_is_ours_to_say_of_an_answer_is_said_once() {
+    fn says(lines: &[(header::HeaderName, &'static str)]) -> Answer {
+        let mut answer = json(StatusCode::OK, "{}");
+        for (name, value) in lines {
+            let value = HeaderValue::from_static(value);
+            answer.headers_mut().append(name, value);
+        }
+        answer
+    }
+    let wordy = || {
+        says(&[
+            (header::TRANSFER_ENCODING, "chunked"),
+            (header::CONTENT_LENGTH, "7"),
+            (header::DATE, "yesterday"),
+        ])
+    };
+    let list = || says(&[(header::CONNECTION, "keep-alive, Close")]);
+    let lines = || says(&[(header::CONNECTION, "x-own"), (header::CONNECTION, "CLOSE")]);
+    let other = || says(&[(header::CONNECTION, "closer, disclose")]);
+    let server = Server::start(
+        &json!({}),
+        &[
+            ("/wordy", Arc::new(Says(wordy))),
+            ("/list", Arc::new(Says(list))),
+            ("/lines", Arc::new(Says(lines))),
+            ("/other", Arc::new(Says(other))),
+        ],
+    );
+    for (path, closes) in [
+        ("/wordy", false),
+        ("/list", true),
+        ("/lines", true),
+        ("/other", false),
+    ] {
+        let mut client = server.connect().await;
+        client
+            .say(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+            .await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, "{}"), "{path}");
+        let head = &reply.head;
+        assert!(!head.contains("transfer-encoding"), "{head}");
+        assert!(!head.contains("yesterday"), "{head}");
+        for line in ["\r\ndate: ", "\r\ncontent-length: "] {
+            assert_eq!(head.matches(line).count(), 1, "{head}");
+        }
+        if closes {
+            assert!(client.is_closed().await, "{path}");
+        } else {
+            client.say(GET).await;
+            assert_eq!(client.reply().await.status, 200, "{path}");
+        }
+    }
 }
 
 #[tokio::test]

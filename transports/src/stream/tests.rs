@@ -1,4 +1,4 @@
-use std::future::poll_fn;
+use std::{future::poll_fn, net::SocketAddr};
 
 use chinwag_core::{Lifecycle, TlsFailure};
 use rustls::{
@@ -20,7 +20,7 @@ use crate::{
     Accepted, StreamListener,
     accept::{Door, Secure, tests::Record},
     config::tests::listener,
-    tls::tests::{Numbers, VERSIONS, World, followed},
+    tls::tests::{Log, Numbers, VERSIONS, World, followed},
 };
 
 /// A listener that speaks TLS and hands every connection to the test.
@@ -36,7 +36,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        Self::start_with("", &json!({}), Alpn::None).await
+        Self::start_with("", &json!({}), Alpn::Own).await
     }
 
     /// `table`: further keys of `[tls.public]`; `config`: of the listener.
@@ -377,7 +377,7 @@ async fn a_slow_handshake_stalls_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_handshake_has_its_time() {
     let table = ",\"handshake_timeout\":\"3s\"";
-    let server = Server::start_with(table, &json!({}), Alpn::None).await;
+    let server = Server::start_with(table, &json!({}), Alpn::Own).await;
     let began = chinwag_core::clock::now();
     let mut silent = server.connect().await;
     assert!(is_closed(&mut silent).await);
@@ -422,7 +422,7 @@ async fn a_drain_ends_handshakes_and_spares_connections() {
 async fn a_proxy_names_the_client_before_the_handshake() {
     const HEADER: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 1 2\r\n";
     let config = json!({ "client_address": "proxy-protocol", "proxies": ["127.0.0.1"] });
-    let mut server = Server::start_with("", &config, Alpn::None).await;
+    let mut server = Server::start_with("", &config, Alpn::Own).await;
     for is_together in [true, false] {
         let config = server.config();
         let mut tcp = server.connect().await;
@@ -451,6 +451,32 @@ async fn a_proxy_names_the_client_before_the_handshake() {
     assert!(is_closed(&mut bare).await);
     let refused = server.record.seen().refused;
     assert_eq!(refused, [chinwag_core::RefusedReason::Proxy]);
+}
+
+#[tokio::test]
+async fn a_refused_client_is_told_by_its_own_address_and_that_of_its_proxy() {
+    let config = json!({ "client_address": "proxy-protocol", "proxies": ["127.0.0.1"] });
+    let server = Server::start_with("", &config, Alpn::Own).await;
+    let log = Log::default();
+    let _guard = log.keep();
+    for (header, told) in [
+        (
+            "PROXY TCP4 203.0.113.7 192.0.2.1 1 2\r\n",
+            "client=203.0.113.7 proxy",
+        ),
+        ("PROXY UNKNOWN\r\n", "remote"),
+    ] {
+        let mut tcp = server.connect().await;
+        tcp.write_all(header.as_bytes()).await.unwrap();
+        tcp.write_all(b"no handshake").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        assert!(is_closed(&mut tcp).await);
+        drop(tcp);
+        server.record.until(|seen| seen.open == 0).await;
+        let lines = log.lines("TLS was refused");
+        let last = lines.last().expect("it was logged before the end");
+        assert!(last.contains(&format!("{told}={address}")), "{last}");
+    }
 }
 
 /// Sends some bytes together with the first that are written.

@@ -67,6 +67,17 @@ pub(super) fn of_error(error: &Error) -> TlsFailure {
     }
 }
 
+/// How much an error tells of a chain, compared to those of other anchors: nothing where an anchor has not signed it.
+pub(super) fn weight(error: &Error) -> u8 {
+    match of_error(error) {
+        TlsFailure::UnknownCa => 0,
+        // A signature of a kind that the anchor's key can't have made.
+        TlsFailure::Weak => 1,
+        TlsFailure::BadSignature => 2,
+        _ => 3,
+    }
+}
+
 fn of_certificate(error: &CertificateError) -> TlsFailure {
     match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => TlsFailure::Expired,

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, Read},
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -74,7 +74,7 @@ pub(super) struct Files {
 pub(super) struct Material {
     pub(super) generation: u64,
     pub(super) http: Arc<ServerConfig>,
-    pub(super) plain: Arc<ServerConfig>,
+    pub(super) own: Arc<ServerConfig>,
     pub(super) clients: Option<Clients>,
     /// For those who are in, where others are trusted now: the age and the gaps of lists are not held against them.
     pub(super) inside: Option<Arc<ClientVerifier>>,
@@ -82,6 +82,24 @@ pub(super) struct Material {
     pub(super) ends: Vec<(TlsExpiry, u64)>,
     /// What is odd, in sentences.
     pub(super) warnings: Vec<String>,
+}
+
+/// Why files can't be used.
+#[derive(Debug)]
+pub(super) struct Unusable {
+    /// Everything that is wrong, with the key of each file.
+    pub(super) faults: Vec<BuildError>,
+    /// Whether the system would not let us read one of them, which may pass without any change to it.
+    pub(super) is_unread: bool,
+}
+
+impl From<Vec<BuildError>> for Unusable {
+    fn from(faults: Vec<BuildError>) -> Self {
+        Self {
+            faults,
+            is_unread: false,
+        }
+    }
 }
 
 /// How clients' certificates are judged at the door.
@@ -143,11 +161,12 @@ impl Files {
         &self,
         wall: &Arc<Wall>,
         before: Option<&Material>,
-    ) -> Result<Material, Vec<BuildError>> {
+    ) -> Result<Material, Unusable> {
         let mut reading = Reading {
             now: wall.unix_seconds(),
             provider: Arc::new(default_provider()),
             faults: Vec::new(),
+            is_unread: false,
             warnings: Vec::new(),
             ends: Vec::new(),
         };
@@ -157,7 +176,10 @@ impl Files {
             .as_deref()
             .and_then(|ca| reading.trust(ca, &self.crl));
         let Some(identity) = identity.filter(|_| reading.faults.is_empty()) else {
-            return Err(reading.faults);
+            return Err(Unusable {
+                faults: reading.faults,
+                is_unread: reading.is_unread,
+            });
         };
         let known = before.and_then(|before| before.clients.as_ref());
         let is_known = known.map(|known| known.digest) == trust.as_ref().map(|trust| trust.digest);
@@ -186,8 +208,8 @@ impl Files {
         config.time_provider = Arc::clone(wall) as Arc<dyn TimeProvider>;
         match before.filter(|_| is_known) {
             Some(before) => {
-                config.ticketer = Arc::clone(&before.plain.ticketer);
-                config.session_storage = Arc::clone(&before.plain.session_storage);
+                config.ticketer = Arc::clone(&before.own.ticketer);
+                config.session_storage = Arc::clone(&before.own.session_storage);
             }
             None => {
                 config.ticketer = Ticketer::new().map_err(|error| {
@@ -198,12 +220,15 @@ impl Files {
                 config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
             }
         }
-        let mut http = config.clone();
-        http.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let speaking = |protocol: &[u8]| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Arc::new(config)
+        };
         Ok(Material {
             generation: before.map_or(0, |before| before.generation + 1),
-            http: Arc::new(http),
-            plain: Arc::new(config),
+            http: speaking(b"http/1.1"),
+            own: speaking(b"chinwag"),
             clients,
             inside,
             ends: reading.ends,
@@ -217,6 +242,7 @@ struct Reading {
     now: u64,
     provider: Arc<CryptoProvider>,
     faults: Vec<BuildError>,
+    is_unread: bool,
     warnings: Vec<String>,
     ends: Vec<(TlsExpiry, u64)>,
 }
@@ -232,13 +258,20 @@ impl Reading {
     }
 
     fn bytes(&mut self, key: &'static str, path: &Path, most: u64) -> Option<Vec<u8>> {
-        match slurp(path, most) {
-            Ok(bytes) => Some(bytes),
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+        match read {
+            Ok(_) if bytes.len() as u64 <= most => return Some(bytes),
+            Ok(_) => {
+                let most = most >> 20;
+                self.fault(key, path, format_args!("it has over {most} MiB"));
+            }
             Err(error) => {
+                self.is_unread = true;
                 self.fault(key, path, format_args!("can't be read: {error}"));
-                None
             }
         }
+        None
     }
 
     /// The certificates in a file, at least one.
@@ -428,14 +461,25 @@ impl Reading {
         }
         let lists = self.lists(ca, &anchors, crl)?;
         let mut context = Context::new(&SHA256);
-        let certificates = certificates.iter().map(|der| der.as_ref());
-        for part in certificates.chain(lists.iter().map(|der| der.as_ref())) {
+        let whole = certificates.iter().map(|der| der.as_ref());
+        for part in whole.chain(lists.iter().map(|list| &list.der[..])) {
             context.update(&part.len().to_be_bytes());
             context.update(part);
         }
+        let sets = deal(&anchors).into_iter().map(|places| {
+            let counts = |list: &&List| list.counts_for(&places, &anchors, &lists);
+            let of_set = places.iter().map(|&place| roots.roots[place].clone());
+            TrustSet {
+                roots: Arc::new(of_set.collect()),
+                lists: lists
+                    .iter()
+                    .filter(counts)
+                    .map(|list| Arc::clone(&list.der))
+                    .collect(),
+            }
+        });
         Some(Trust {
-            roots: Arc::new(roots),
-            lists,
+            sets: sets.collect(),
             digest: context
                 .finish()
                 .as_ref()
@@ -450,9 +494,8 @@ impl Reading {
         ca: &Path,
         anchors: &[X509Certificate<'_>],
         paths: &[PathBuf],
-    ) -> Option<Vec<CertificateRevocationListDer<'static>>> {
-        let mut lists = Vec::new();
-        let mut issuers: Vec<Vec<u8>> = Vec::new();
+    ) -> Option<Vec<List>> {
+        let mut lists: Vec<List> = Vec::new();
         let faults = self.faults.len();
         for path in paths {
             let Some(found) = self.lists_in(path) else {
@@ -470,28 +513,35 @@ impl Reading {
                     );
                     continue;
                 };
-                self.look_at_list(path, ca, anchors, &head);
-                issuers.push(head.issuer.as_raw().to_vec());
-                lists.push((head.this_update, der.clone()));
+                let signers = self.look_at_list(path, ca, anchors, &head);
+                lists.push(List {
+                    issuer: head.issuer.as_raw().to_vec(),
+                    issued: head.this_update,
+                    signers,
+                    der: Arc::new(der.clone()),
+                });
             }
         }
         if self.faults.len() > faults {
             return None;
         }
-        for anchor in anchors.iter().filter(|_| !paths.is_empty()) {
-            let subject = anchor.subject();
-            if !issuers.iter().any(|issuer| issuer == subject.as_raw()) {
-                let name = distinguished_name(subject);
-                self.warn(
-                    ca,
-                    format_args!(
-                        "no list in `crl` is by {name:?}: whatever it has signed is refused"
-                    ),
-                );
+        for (place, anchor) in anchors.iter().enumerate().filter(|_| !paths.is_empty()) {
+            if lists.iter().any(|list| list.signers.contains(&place)) {
+                continue;
             }
+            let name = distinguished_name(anchor.subject());
+            let by = if lists.iter().any(|list| list.is_by_name_of(anchor)) {
+                format!("signed by the key of certificate {}, {name:?}", place + 1)
+            } else {
+                format!("by {name:?}")
+            };
+            self.warn(
+                ca,
+                format_args!("no list in `crl` is {by}: whatever it has signed is refused"),
+            );
         }
-        lists.sort_by_key(|(issued, _)| std::cmp::Reverse(*issued));
-        Some(lists.into_iter().map(|(_, der)| der).collect())
+        lists.sort_by_key(|list| std::cmp::Reverse(list.issued));
+        Some(lists)
     }
 
     fn lists_in(&mut self, path: &Path) -> Option<Vec<CertificateRevocationListDer<'static>>> {
@@ -513,20 +563,37 @@ impl Reading {
         None
     }
 
+    /// Warns of what will have people refused, and gives the places of the anchors that have signed the list.
     fn look_at_list(
         &mut self,
         path: &Path,
         ca: &Path,
         anchors: &[X509Certificate<'_>],
         head: &CrlHead<'_>,
-    ) {
+    ) -> Vec<usize> {
         let name = distinguished_name(&head.issuer);
-        let signers: Vec<_> = anchors
+        // The places of the anchors of its name, and what each key says of the signature.
+        let checked: Vec<_> = anchors
             .iter()
-            .filter(|anchor| anchor.subject().as_raw() == head.issuer.as_raw())
+            .enumerate()
+            .filter(|(_, anchor)| anchor.subject().as_raw() == head.issuer.as_raw())
+            .map(|(place, anchor)| {
+                let (key, signature) = (anchor.public_key(), &head.signature);
+                let verified = verify_signature(key, &head.algorithm, signature, head.signed);
+                (place, verified)
+            })
             .collect();
-        let ca = ca.display();
+        let having = |verdict: Result<(), X509Error>| -> Vec<usize> {
+            let such = checked.iter().filter(|(_, verified)| *verified == verdict);
+            such.map(|(place, _)| *place).collect()
+        };
+        let mut signers = having(Ok(()));
         if signers.is_empty() {
+            // What this check can't do is left to that at the door.
+            signers = having(Err(X509Error::SignatureUnsupportedAlgorithm));
+        }
+        let ca = ca.display();
+        if checked.is_empty() {
             self.warn(
                 path,
                 format_args!(
@@ -534,16 +601,7 @@ impl Reading {
                      intermediate CA of that name has signed"
                 ),
             );
-        } else if signers.iter().all(|signer| {
-            let verified = verify_signature(
-                signer.public_key(),
-                &head.algorithm,
-                &head.signature,
-                head.signed,
-            );
-            // What this check can't do is left to that at the door.
-            verified == Err(X509Error::SignatureVerificationError)
-        }) {
+        } else if signers.is_empty() {
             self.fault(
                 "crl",
                 path,
@@ -568,6 +626,7 @@ impl Reading {
             Some((_, end)) => *end = next.min(*end),
             None => self.ends.push((TlsExpiry::Crl, next)),
         }
+        signers
     }
 }
 
@@ -579,11 +638,64 @@ fn ends_soon(validity: &Validity, now: u64) -> bool {
     end.saturating_sub(now) < SOON.min(whole / 5)
 }
 
+/// A list of revoked certificates.
+struct List {
+    issuer: Vec<u8>,
+    issued: ASN1Time,
+    /// The places of the anchors whose keys have signed it.
+    signers: Vec<usize>,
+    der: Arc<CertificateRevocationListDer<'static>>,
+}
+
+impl List {
+    fn is_by_name_of(&self, anchor: &X509Certificate<'_>) -> bool {
+        self.issuer == anchor.subject().as_raw()
+    }
+
+    /// Whether it counts where the anchors at `places` are trusted. What another key of the same CA has signed does not.
+    fn counts_for(&self, places: &[usize], anchors: &[X509Certificate<'_>], all: &[Self]) -> bool {
+        let is_ours = |list: &Self| list.signers.iter().any(|signer| places.contains(signer));
+        let mut of_set = places.iter().map(|&place| &anchors[place]);
+        // A key without a list of its own keeps those of the others: as they fit nothing that it has signed, all of that
+        // is refused. If there were none, nobody would ask for one.
+        !of_set.any(|anchor| self.is_by_name_of(anchor))
+            || is_ours(self)
+            || !all
+                .iter()
+                .any(|list| list.issuer == self.issuer && is_ours(list))
+    }
+}
+
+/// Deals anchors out to sets, of which each has one key of a name at most. A CA that was given a new key is there with
+/// both for a while, and a list of revoked certificates is found by the name of its issuer alone: judged by both at
+/// once, the clients of one key would be held against the list of the other.
+fn deal(anchors: &[X509Certificate<'_>]) -> Vec<Vec<usize>> {
+    let mut sets: Vec<Vec<usize>> = Vec::new();
+    for (place, anchor) in anchors.iter().enumerate() {
+        let is_rival = |other: &usize| {
+            let other = &anchors[*other];
+            other.subject().as_raw() == anchor.subject().as_raw()
+                && other.public_key().raw != anchor.public_key().raw
+        };
+        match sets.iter_mut().find(|set| !set.iter().any(is_rival)) {
+            Some(set) => set.push(place),
+            None => sets.push(vec![place]),
+        }
+    }
+    sets
+}
+
 /// Whom the files trust.
 struct Trust {
-    roots: Arc<RootCertStore>,
-    lists: Vec<CertificateRevocationListDer<'static>>,
+    /// One at least.
+    sets: Vec<TrustSet>,
     digest: [u8; 32],
+}
+
+/// Anchors that are trusted together, and the lists that count with them.
+struct TrustSet {
+    roots: Arc<RootCertStore>,
+    lists: Vec<Arc<CertificateRevocationListDer<'static>>>,
 }
 
 impl Trust {
@@ -593,9 +705,31 @@ impl Trust {
         provider: &Arc<CryptoProvider>,
         door: Option<ClientCert>,
     ) -> Result<Arc<ClientVerifier>, Vec<BuildError>> {
+        let (first, others) = self
+            .sets
+            .split_first()
+            .expect("a file of CAs holds one at least");
+        let hints = others.iter().flat_map(|set| set.roots.subjects());
+        let others = others.iter().map(|set| set.judge(provider, door, []));
+        Ok(Arc::new(ClientVerifier {
+            first: first.judge(provider, door, hints)?,
+            others: others.collect::<Result<_, _>>()?,
+        }))
+    }
+}
+
+impl TrustSet {
+    /// `hints`: names of further CAs that clients are told of.
+    fn judge(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        door: Option<ClientCert>,
+        hints: impl IntoIterator<Item = DistinguishedName>,
+    ) -> Result<Arc<dyn ClientCertVerifier>, Vec<BuildError>> {
         let roots = Arc::clone(&self.roots);
         let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
-            .with_crls(self.lists.iter().cloned());
+            .add_root_hint_subjects(hints)
+            .with_crls(self.lists.iter().map(|der| der.as_ref().clone()));
         builder = if door.is_some() {
             builder.enforce_revocation_expiration()
         } else {
@@ -604,14 +738,13 @@ impl Trust {
         if door == Some(ClientCert::Optional) {
             builder = builder.allow_unauthenticated();
         }
-        let inner = builder.build().map_err(|error| {
+        builder.build().map_err(|error| {
             let key = match error {
                 VerifierBuilderError::InvalidCrl(_) => "crl",
                 _ => "client_ca",
             };
             vec![BuildError::key(key, error.to_string())]
-        })?;
-        Ok(Arc::new(ClientVerifier(inner)))
+        })
     }
 }
 
@@ -656,7 +789,11 @@ impl<'a> CrlHead<'a> {
 
 /// Judges clients' certificates: as webpki does, and less forgiving.
 #[derive(Debug)]
-pub(super) struct ClientVerifier(Arc<dyn ClientCertVerifier>);
+pub(super) struct ClientVerifier {
+    first: Arc<dyn ClientCertVerifier>,
+    /// One for each further set of anchors. Whom one of them finds good is good.
+    others: Vec<Arc<dyn ClientCertVerifier>>,
+}
 
 impl ClientVerifier {
     /// What is wrong with a chain at `now`, if anything is.
@@ -670,19 +807,45 @@ impl ClientVerifier {
             .map(|_| ())
             .map_err(|error| failure::of_error(&error))
     }
+
+    /// The verdict of the set that has signed the chain. Where none lets it in, of what they say that which tells most.
+    fn verify_path(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let judge = |judge: &Arc<dyn ClientCertVerifier>| {
+            judge.verify_client_cert(end_entity, intermediates, now)
+        };
+        let mut verdict = judge(&self.first);
+        for other in &self.others {
+            let Err(before) = verdict else {
+                break;
+            };
+            verdict = judge(other).map_err(|error| {
+                if failure::weight(&error) > failure::weight(&before) {
+                    error
+                } else {
+                    before
+                }
+            });
+        }
+        verdict
+    }
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.first.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.first.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.first.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -695,7 +858,7 @@ impl ClientCertVerifier for ClientVerifier {
         if intermediates.len() > BETWEEN || bytes + end_entity.len() > CHAIN_BYTES {
             return Err(CertificateError::Other(OtherError(Arc::new(LongChain))).into());
         }
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.verify_path(end_entity, intermediates, now)?;
         // Only what a trusted CA has signed comes this far.
         let unreadable = |Unreadable| CertificateError::BadEncoding;
         read(std::slice::from_ref(end_entity)).map_err(unreadable)?;
@@ -711,7 +874,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.first.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -720,11 +883,11 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.first.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.first.supported_verify_schemes()
     }
 }
 
@@ -750,16 +913,6 @@ impl fmt::Display for Pem<'_> {
 /// Seconds since the Unix epoch; what is before it is as good as 0.
 fn unix(time: ASN1Time) -> u64 {
     u64::try_from(time.timestamp()).unwrap_or(0)
-}
-
-fn slurp(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        let text = format!("it has over {} MiB", most >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(bytes)
 }
 
 /// Whether it begins as a sequence does.

@@ -6,7 +6,8 @@
 //!   refused, and when a list is out of date so is everything that it tells of.
 //! - A connection that resumes an earlier one is judged anew, since the certificate may have ended meanwhile.
 //! - Files are read again when they change, or on [`Tls::reload`]. New handshakes use the new ones; connections go on.
-//!   A file that can't be used changes nothing and is told in the log and as a metric.
+//!   A file that can't be used changes nothing and is told in the log and as a metric; one that can't be read just now
+//!   is tried again.
 //!
 //! Deliberately absent: OCSP, several certificates by server name, early data, renegotiation, key logs.
 
@@ -21,7 +22,7 @@ mod watch;
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
@@ -49,8 +50,8 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     certificate::read,
-    material::{ClientVerifier, Files, Material, Wall},
-    watch::Watch,
+    material::{ClientVerifier, Files, Material, Unusable, Wall},
+    watch::{Due, Watch},
 };
 
 /// How often files are looked at. A change has to last from one look to the next, so it is taken within twice that.
@@ -79,7 +80,7 @@ pub struct TlsConfig {
     pub client_cert: ClientCert,
     /// Lists of revoked certificates, as PEM or DER, each at most 64 MiB. Empty, the default: nothing is revoked.
     /// Otherwise every certificate between a client and its CA needs a list by its issuer; of several by one issuer
-    /// the newest is believed.
+    /// the newest is believed. Where `client_ca` has one CA with several keys, each key needs a list of its own.
     #[serde(default)]
     pub crl: Vec<PathBuf>,
     /// For the whole handshake. Above zero; default 10 s.
@@ -209,26 +210,32 @@ impl TlsConfig {
             (files, watch, material)
         })
         .await?;
+        let material = material.map_err(|unusable| unusable.faults)?;
         Ok(Arc::new(Tls {
             name,
             files,
             handshake_timeout: self.handshake_timeout.0,
             wall,
-            material: RwLock::new(Arc::new(material?)),
-            watch: Mutex::new(watch),
+            material: RwLock::new(Arc::new(material)),
+            following: Mutex::new(Following {
+                watch,
+                told: Vec::new(),
+            }),
             ears: Mutex::default(),
             metrics: OnceLock::new(),
         }))
     }
 }
 
-/// What is spoken inside.
+/// What is spoken inside. A client that offers protocols (ALPN) without the one that is spoken is refused; one that
+/// offers none is not. So what a browser was made to send to a port of lines, thinking it HTTP, gets no answer that
+/// could pass for one by a server of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alpn {
-    /// HTTP/1.1: who offers other protocols only is refused, who offers none is not.
+    /// HTTP/1.1, as `http/1.1`.
     Http,
-    /// A protocol of its own, which is not negotiated.
-    None,
+    /// A protocol of one's own, as `chinwag`: lines of JSON, or what another transport speaks.
+    Own,
 }
 
 /// One TLS table, loaded: shakes hands, and keeps up with its files.
@@ -239,13 +246,20 @@ pub struct Tls {
     wall: Arc<Wall>,
     material: RwLock<Arc<Material>>,
     /// Held while files are read and what comes of it is put in force, on threads that may block.
-    watch: Mutex<Watch>,
+    following: Mutex<Following>,
     /// Who wants to know of reloads; as many as were wired.
     ears: Mutex<Vec<Arc<Hear>>>,
     metrics: OnceLock<Arc<TlsMetrics>>,
 }
 
 type Hear = dyn Fn(&Judge) + Send + Sync;
+
+/// What keeping up with the files needs.
+struct Following {
+    watch: Watch,
+    /// What was wrong with them the last time, as it was logged.
+    told: Vec<String>,
+}
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -288,7 +302,7 @@ impl Tls {
         let material = self.current();
         Arc::clone(match alpn {
             Alpn::Http => &material.http,
-            Alpn::None => &material.plain,
+            Alpn::Own => &material.own,
         })
     }
 
@@ -305,6 +319,21 @@ impl Tls {
         alpn: Alpn,
         local: SocketAddr,
         remote: SocketAddr,
+    ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let remote = Remote::from(remote);
+        self.accept_from(io, alpn, local, remote).await
+    }
+
+    /// The same, where a proxy may stand at the other end.
+    pub(crate) async fn accept_from<IO>(
+        self: &Arc<Self>,
+        io: IO,
+        alpn: Alpn,
+        local: SocketAddr,
+        remote: Remote,
     ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -328,7 +357,7 @@ impl Tls {
         io: IO,
         alpn: Alpn,
         local: SocketAddr,
-        remote: SocketAddr,
+        remote: Remote,
     ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
@@ -350,7 +379,8 @@ impl Tls {
                 let connection = stream.get_ref().1;
                 let peer = TlsPeer {
                     tls: Arc::clone(self),
-                    facts: Arc::new(facts(connection, local, remote)?),
+                    facts: Arc::new(facts(connection, local, remote.address)?),
+                    remote,
                     // A resumed connection was not judged by anybody.
                     judged: Mutex::new(
                         (!is_resumed(connection)).then(|| (generation, clock::now())),
@@ -384,8 +414,8 @@ impl Tls {
     pub async fn reload(self: &Arc<Self>) -> Result<(), Vec<BuildError>> {
         let tls = Arc::clone(self);
         blocking(move || {
-            let watch = tls.watch.lock();
-            tls.take(watch)
+            let following = tls.following.lock();
+            tls.take(following, Due::Changed)
         })
         .await?
     }
@@ -411,20 +441,33 @@ impl Tls {
     }
 
     /// Reads the files, puts them in force and tells who wants to know. Blocks.
-    fn take(&self, mut watch: MutexGuard<'_, Watch>) -> Result<(), Vec<BuildError>> {
+    fn take(
+        &self,
+        mut following: MutexGuard<'_, Following>,
+        due: Due,
+    ) -> Result<(), Vec<BuildError>> {
         let before = self.current();
-        let read = watch.take(|| self.files.read(&self.wall, Some(&before)));
+        let read = following
+            .watch
+            .take(|| self.files.read(&self.wall, Some(&before)));
         if let Some(metrics) = self.metrics.get() {
             metrics.reloaded(read.is_ok());
         }
-        let mut material = read.inspect_err(|faults| {
-            for fault in faults {
-                error!(
-                    tls = %self.name, key = fault.key, error = %fault,
-                    "The changed TLS files can't be used; those read before stay."
-                );
+        let is_unread = read.as_ref().is_err_and(|unusable| unusable.is_unread);
+        following.watch.try_again(is_unread);
+        let mut material = match read {
+            Ok(material) => material,
+            Err(Unusable { faults, .. }) => {
+                let reasons = faults.iter().map(ToString::to_string).collect();
+                let before = std::mem::replace(&mut following.told, reasons);
+                // What has been tried again in vain is no news.
+                if due == Due::Changed || before != following.told {
+                    self.complain(&faults, is_unread);
+                }
+                return Err(faults);
             }
-        })?;
+        };
+        following.told.clear();
         for warning in &material.warnings {
             warn!(tls = %self.name, "{warning}");
         }
@@ -433,7 +476,7 @@ impl Tls {
         let material = Arc::new(material);
         self.tell_ends(&material);
         *self.material.write() = material;
-        drop(watch);
+        drop(following);
         if let Some(verifier) = inside {
             let judge = Judge {
                 verifier,
@@ -447,12 +490,23 @@ impl Tls {
         Ok(())
     }
 
-    /// Takes the files where they have changed and stand still. Blocks.
+    fn complain(&self, faults: &[BuildError], is_unread: bool) {
+        let what = if is_unread {
+            "TLS files can't be read just now; those read before stay, and it is tried again."
+        } else {
+            "The changed TLS files can't be used; those read before stay."
+        };
+        for fault in faults {
+            error!(tls = %self.name, key = fault.key, error = %fault, "{what}");
+        }
+    }
+
+    /// Takes the files where they have changed and stand still, or are to be tried again. Blocks.
     fn look(&self) {
-        let mut watch = self.watch.lock();
-        if watch.has_changed() {
+        let mut following = self.following.lock();
+        if let Some(due) = following.watch.look() {
             // Told where it happens.
-            let _ = self.take(watch);
+            let _ = self.take(following, due);
         }
     }
 
@@ -464,8 +518,14 @@ impl Tls {
         }
     }
 
-    fn failed(&self, failure: TlsFailure, remote: SocketAddr) {
-        debug!(tls = %self.name, %remote, reason = failure.label(), "TLS was refused.");
+    fn failed(&self, failure: TlsFailure, remote: Remote) {
+        let (name, reason, address) = (&self.name, failure.label(), remote.address);
+        match remote.client {
+            None => debug!(tls = %name, remote = %address, reason, "TLS was refused."),
+            Some(client) => {
+                debug!(tls = %name, %client, proxy = %address, reason, "TLS was refused.");
+            }
+        }
         if let Some(metrics) = self.metrics.get() {
             metrics.failed(failure);
         }
@@ -521,11 +581,30 @@ impl Judge {
     }
 }
 
+/// Whence a connection comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Remote {
+    /// Its other end.
+    pub(crate) address: SocketAddr,
+    /// The client that a proxy at the other end has named.
+    pub(crate) client: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Remote {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            client: None,
+        }
+    }
+}
+
 /// The other end of a connection.
 #[derive(Debug)]
 pub struct TlsPeer {
     tls: Arc<Tls>,
     facts: Arc<TlsFacts>,
+    remote: Remote,
     /// By which state of the files, and when, its certificate was found to be good.
     judged: Mutex<Option<(u64, Instant)>>,
 }
@@ -538,7 +617,7 @@ impl TlsLink for TlsPeer {
     /// Costs next to nothing while the files stay the same, for ten seconds at a time. What is found wrong is counted.
     fn check(&self) -> Result<(), TlsFailure> {
         self.judge()
-            .inspect_err(|failure| self.tls.failed(*failure, self.facts.remote))
+            .inspect_err(|failure| self.tls.failed(*failure, self.remote))
     }
 }
 

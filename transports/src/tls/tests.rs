@@ -10,6 +10,7 @@ use rustls::{
     client::{ResolvesClientCert, Resumption},
     crypto::aws_lc_rs::default_provider,
     pki_types::ServerName,
+    server::danger::ClientCertVerifier,
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -173,7 +174,7 @@ async fn judge(
     identity: Option<&Identity>,
 ) -> Result<Arc<TlsFacts>, TlsFailure> {
     let config = Arc::new(world.client(version).with(identity));
-    let (served, _) = meet(tls, config, Alpn::None).await;
+    let (served, _) = meet(tls, config, Alpn::Own).await;
     served.map(|(_, peer)| Arc::clone(peer.facts()))
 }
 
@@ -791,6 +792,121 @@ async fn of_several_lists_the_newest_is_believed() {
     }
 }
 
+/// A CA with two keys of one name, both trusted, and a list by each with its own serial numbers.
+fn put_rekeyed(world: &World, new: &Authority, old_revokes: &[u64], new_revokes: &[u64]) {
+    world.folder.put("ca.pem", world.ca.pem() + &new.pem());
+    let lists = world.ca.crl(-2, old_revokes) + &new.crl(-1, new_revokes);
+    world.folder.put("crl.pem", lists);
+}
+
+fn numbered(ca: &Authority, serial: u64) -> Identity {
+    ca.client("somebody", |params| {
+        params.serial_number = Some(serial.into())
+    })
+}
+
+#[tokio::test]
+async fn the_clients_of_each_key_of_a_ca_are_held_against_the_list_of_that_key() {
+    let world = World::new();
+    let new = Authority::root("clients");
+    put_rekeyed(&world, &new, &[1, 2], &[3]);
+    let tls = world.load(STRICT).await;
+    assert_eq!(tls.warnings(), [""; 0]);
+    for version in VERSIONS {
+        for (ca, serial) in [(&world.ca, 3), (&new, 1), (&new, 2)] {
+            let verdict = judge(&world, &tls, version, Some(&numbered(ca, serial))).await;
+            assert!(verdict.is_ok(), "{serial}: {verdict:?}");
+        }
+    }
+    let (by_old, by_new) = (numbered(&world.ca, 1), numbered(&new, 3));
+    let late = new.client("late", |params| params.not_after = day(-1));
+    let namesake = Authority::root("clients").client("mallory", |_| ());
+    let elsewhere = Authority::root("elsewhere").client("mallory", |_| ());
+    refuses(
+        &world,
+        &tls,
+        &[
+            ("revoked by the old key", Some(&by_old), TlsFailure::Revoked),
+            ("revoked by the new key", Some(&by_new), TlsFailure::Revoked),
+            ("expired", Some(&late), TlsFailure::Expired),
+            ("of a third key", Some(&namesake), TlsFailure::BadSignature),
+            ("of another CA", Some(&elsewhere), TlsFailure::UnknownCa),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_may_be_followed_by_one_of_another_kind() {
+    let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let world = World::with_ca(Authority::root_with("clients", rsa));
+    let new = Authority::root("clients");
+    put_rekeyed(&world, &new, &[1], &[2]);
+    let tls = world.load(STRICT).await;
+    assert_eq!(tls.warnings(), [""; 0]);
+    for (ca, good, revoked) in [(&world.ca, 2, 1), (&new, 1, 2)] {
+        let verdict = judge(&world, &tls, &TLS13, Some(&numbered(ca, good))).await;
+        assert!(verdict.is_ok(), "{verdict:?}");
+        let revoked = numbered(ca, revoked);
+        let all = [("revoked", Some(&revoked), TlsFailure::Revoked)];
+        refuses(&world, &tls, &all).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_without_a_list_lets_nobody_in_whatever_other_keys_of_its_name_have() {
+    let world = World::new();
+    let new = Authority::root("clients");
+    for (with, without) in [(&world.ca, &new), (&new, &world.ca)] {
+        world.folder.put("ca.pem", world.ca.pem() + &new.pem());
+        world.folder.put("crl.pem", with.crl(-1, &[]));
+        let tls = world.load(STRICT).await;
+        let warnings = tls.warnings();
+        assert!(
+            matches!(&*warnings, [one] if one.contains("signed by the key of certificate")),
+            "{warnings:?}"
+        );
+        let verdict = judge(&world, &tls, &TLS13, Some(&numbered(with, 1))).await;
+        assert!(verdict.is_ok(), "{verdict:?}");
+        let other = numbered(without, 1);
+        let all = [("no list", Some(&other), TlsFailure::UnknownRevocation)];
+        refuses(&world, &tls, &all).await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_renewed_for_the_same_key_changes_nothing() {
+    let key = KeyPair::generate().unwrap();
+    let again = KeyPair::from_pem(&key.serialize_pem()).unwrap();
+    let world = World::with_ca(Authority::root_with("clients", key));
+    let renewed = Authority::root_with("clients", again);
+    world.folder.put("ca.pem", world.ca.pem() + &renewed.pem());
+    let tls = world.load_strict(&[1]).await;
+    assert_eq!(tls.warnings(), [""; 0]);
+    let verdict = judge(&world, &tls, &TLS13, Some(&numbered(&world.ca, 2))).await;
+    assert!(verdict.is_ok(), "{verdict:?}");
+    let revoked = numbered(&world.ca, 1);
+    let all = [("revoked", Some(&revoked), TlsFailure::Revoked)];
+    refuses(&world, &tls, &all).await;
+}
+
+#[tokio::test]
+async fn clients_are_told_of_every_ca() {
+    let world = World::new();
+    let other = Authority::root("other");
+    put_rekeyed(&world, &Authority::root("clients"), &[], &[]);
+    let mut all = std::fs::read_to_string(world.folder.at("ca.pem")).unwrap();
+    all += &other.pem();
+    all += &Authority::root("other").pem();
+    world.folder.put("ca.pem", all);
+    let tls = world.load(STRICT).await;
+    let material = tls.current();
+    let verifier = &material.clients.as_ref().unwrap().verifier;
+    let names = verifier.root_hint_subjects().len();
+    assert_eq!(names, 4, "two names, twice each");
+    assert!(verifier.client_auth_mandatory());
+}
+
 #[tokio::test]
 async fn a_list_may_be_der() {
     let world = World::new();
@@ -816,7 +932,7 @@ async fn a_handshake_has_a_time_limit() {
     let tls = world.load(",\"handshake_timeout\":\"3s\"").await;
     let (near, _far) = duplex(1024);
     let began = clock::now();
-    let verdict = tls.accept(near, Alpn::None, address(1), address(2)).await;
+    let verdict = tls.accept(near, Alpn::Own, address(1), address(2)).await;
     assert_eq!(verdict.err(), Some(TlsFailure::Timeout));
     assert_eq!(began.elapsed(), Duration::from_secs(3));
 }
@@ -843,13 +959,13 @@ async fn whoever_leaves_or_does_not_trust_the_server_is_counted_apart() {
     let (numbers, _lifecycle) = followed(&tls);
     let (near, far) = duplex(1024);
     drop(far);
-    let verdict = tls.accept(near, Alpn::None, address(1), address(2)).await;
+    let verdict = tls.accept(near, Alpn::Own, address(1), address(2)).await;
     assert_eq!(verdict.err(), Some(TlsFailure::Closed));
     for version in VERSIONS {
         let mut client = world.client(version);
         client.roots = RootCertStore::empty();
         client.roots.add(world.ca.der()).unwrap();
-        let (served, _) = meet(&tls, Arc::new(client.with(None)), Alpn::None).await;
+        let (served, _) = meet(&tls, Arc::new(client.with(None)), Alpn::Own).await;
         assert_eq!(served.err(), Some(TlsFailure::Alert));
     }
     let failures = |reason| {
@@ -862,7 +978,7 @@ async fn whoever_leaves_or_does_not_trust_the_server_is_counted_apart() {
 }
 
 #[tokio::test]
-async fn http_is_negotiated_with_those_who_negotiate() {
+async fn what_is_spoken_is_negotiated_with_those_who_negotiate() {
     let world = World::new();
     let tls = world.load("").await;
     for version in VERSIONS {
@@ -871,7 +987,10 @@ async fn http_is_negotiated_with_those_who_negotiate() {
             (Alpn::Http, vec!["http/1.1"], Ok(Some("http/1.1"))),
             (Alpn::Http, vec!["h2", "http/1.1"], Ok(Some("http/1.1"))),
             (Alpn::Http, vec!["h2"], Err(TlsFailure::Incompatible)),
-            (Alpn::None, vec!["h2"], Ok(None)),
+            (Alpn::Own, vec![], Ok(None)),
+            (Alpn::Own, vec!["h2", "chinwag"], Ok(Some("chinwag"))),
+            (Alpn::Own, vec!["http/1.1"], Err(TlsFailure::Incompatible)),
+            (Alpn::Own, vec!["h2"], Err(TlsFailure::Incompatible)),
         ] {
             let mut config = world.client(version).with(None);
             config.alpn_protocols = offered
@@ -927,10 +1046,10 @@ async fn again(
     let mut config = world.client(version).with(identity);
     config.resumption = Resumption::in_memory_sessions(8);
     let config = Arc::new(config);
-    let (first, _connected) = meet(tls, Arc::clone(&config), Alpn::None).await;
+    let (first, _connected) = meet(tls, Arc::clone(&config), Alpn::Own).await;
     assert!(!is_resumed(first.unwrap().0.get_ref().1));
     between().await;
-    let (second, _connected) = meet(tls, config, Alpn::None).await;
+    let (second, _connected) = meet(tls, config, Alpn::Own).await;
     second.map(|(stream, peer)| (is_resumed(stream.get_ref().1), Arc::clone(peer.facts())))
 }
 
@@ -1042,18 +1161,18 @@ async fn changed_files_are_noticed_and_told_in_metrics() {
     assert_eq!(ends("crl"), at(30));
 
     // A broken file keeps the old one, and is not tried again and again.
-    let before = tls.server_config(Alpn::None);
+    let before = tls.server_config(Alpn::Own);
     world.folder.put("server.pem", "nonsense");
     until(|| reloads("failed") == 1).await;
     tokio::time::sleep(10 * LOOK_EVERY).await;
     assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
-    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
     let alice = world.ca.client("alice", |_| ());
     judge(&world, &tls, &TLS13, Some(&alice)).await.unwrap();
 
     world.folder.put_server(&world.server_ca.server());
     until(|| reloads("ok") == 2).await;
-    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
     assert_eq!(lifecycle.shut_down(Duration::from_secs(1)).await, 0);
 }
 
@@ -1077,19 +1196,20 @@ async fn only_what_has_an_end_has_a_gauge_for_it() {
 
 /// Keeps what is logged on this thread.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn keep(&self) -> tracing::subscriber::DefaultGuard {
+    pub(crate) fn keep(&self) -> tracing::subscriber::DefaultGuard {
         let log = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
+            .with_max_level(tracing::Level::DEBUG)
             .with_writer(move || log.clone())
             .finish();
         tracing::subscriber::set_default(subscriber)
     }
 
-    fn lines(&self, with: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, with: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().clone()).unwrap();
         let lines = text.lines().filter(|line| line.contains(with));
         lines.map(str::to_owned).collect()
@@ -1116,7 +1236,7 @@ async fn a_file_that_can_not_be_used_is_told_in_the_log_and_not_shown() {
         .put("server.key", "-----BEGIN PRIVATE KEY-----\nsecret!\n");
     let log = Log::default();
     let guard = log.keep();
-    tls.take(tls.watch.lock()).unwrap_err();
+    tls.take(tls.following.lock(), Due::Changed).unwrap_err();
     drop(guard);
     let lines = log.lines("those read before stay");
     let [line] = lines.as_slice() else {
@@ -1126,6 +1246,79 @@ async fn a_file_that_can_not_be_used_is_told_in_the_log_and_not_shown() {
         assert!(line.contains(part), "{line}");
     }
     assert!(log.lines("secret").is_empty());
+}
+
+/// A table whose reloads are counted, and that is looked at by hand.
+async fn counted(world: &World) -> (Arc<Tls>, Numbers) {
+    let tls = world.load("").await;
+    let numbers = Numbers::default();
+    let metrics = TlsMetrics::register(&numbers, "public", &tls.expiring());
+    assert!(tls.metrics.set(metrics).is_ok());
+    (tls, numbers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
+    let world = World::new();
+    let (tls, numbers) = counted(&world).await;
+    let failed = || {
+        let failed = "chinwag_config_reloads_total{what=tls,name=public,outcome=failed}";
+        numbers.counted(failed)
+    };
+    let log = Log::default();
+    let _guard = log.keep();
+    // To be opened, but not to be read.
+    let unreadable = |name: &str| {
+        std::fs::remove_file(world.folder.at(name)).unwrap();
+        std::fs::create_dir(world.folder.at(name)).unwrap();
+    };
+    unreadable("server.key");
+    tls.look();
+    assert_eq!(failed(), 0, "not at first sight");
+    tls.look();
+    assert_eq!(failed(), 1);
+    let mut tries = Vec::new();
+    for second in 1..=250 {
+        let before = failed();
+        tokio::time::advance(LOOK_EVERY).await;
+        tls.look();
+        tries.extend((failed() > before).then_some(second));
+    }
+    assert_eq!(tries, [1, 3, 7, 15, 31, 63, 123, 183, 243]);
+    let told = |what| log.lines(what).len();
+    assert_eq!((told("can't be read"), told("tried again")), (1, 1));
+
+    // Another reason, and then none.
+    unreadable("server.pem");
+    tls.look();
+    tls.look();
+    assert_eq!(failed(), 11, "a change is not waited for");
+    assert_eq!(told("can't be read"), 3, "two files now");
+    for name in ["server.pem", "server.key"] {
+        std::fs::remove_dir(world.folder.at(name)).unwrap();
+    }
+    world.folder.put_server(&world.server());
+    tls.look();
+    tls.look();
+    assert_eq!(told("read anew"), 1);
+    for _ in 0..120 {
+        tokio::time::advance(LOOK_EVERY).await;
+        tls.look();
+    }
+    assert_eq!((failed(), told("read anew")), (11, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_a_reload_is_told_each_time() {
+    let world = World::new();
+    let (tls, _numbers) = counted(&world).await;
+    std::fs::remove_file(world.folder.at("server.key")).unwrap();
+    let log = Log::default();
+    let _guard = log.keep();
+    for times in 1..=3 {
+        tls.take(tls.following.lock(), Due::Changed).unwrap_err();
+        assert_eq!(log.lines("can't be read").len(), times);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -1175,15 +1368,15 @@ async fn a_folder_swapped_by_its_link_is_a_change() {
     let (_numbers, _lifecycle) = followed(&tls);
     let shown = async || {
         let config = Arc::new(world.client(&TLS13).with(None));
-        let (_, connected) = meet(&tls, config, Alpn::None).await;
+        let (_, connected) = meet(&tls, config, Alpn::Own).await;
         let stream = connected.unwrap();
         stream.get_ref().1.peer_certificates().unwrap()[0].clone()
     };
     assert_eq!(shown().await, one.chain[0]);
-    let before = tls.server_config(Alpn::None);
+    let before = tls.server_config(Alpn::Own);
     symlink("..2", at("..next")).unwrap();
     std::fs::rename(at("..next"), at("..data")).unwrap();
-    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::None))).await;
+    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::Own))).await;
     assert_eq!(shown().await, two.chain[0]);
 }
 
@@ -1193,13 +1386,13 @@ async fn a_certificate_is_not_taken_without_its_key() {
     let tls = world.load("").await;
     let (numbers, _lifecycle) = followed(&tls);
     let next = world.server_ca.server();
-    let before = tls.server_config(Alpn::None);
+    let before = tls.server_config(Alpn::Own);
     world
         .folder
         .put("server.pem", pem("CERTIFICATE", &next.chain[0]));
     tokio::time::sleep(LOOK_EVERY + LOOK_EVERY / 2).await;
     world.folder.put("server.key", next.key.serialize_pem());
-    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::None))).await;
+    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::Own))).await;
     let failed = "chinwag_config_reloads_total{what=tls,name=public,outcome=failed}";
     assert_eq!(numbers.counted(failed), 0, "half a pair was never tried");
 }
@@ -1208,16 +1401,16 @@ async fn a_certificate_is_not_taken_without_its_key() {
 async fn a_reload_that_fails_says_why_and_changes_nothing() {
     let world = World::new();
     let tls = world.load("").await;
-    let before = tls.server_config(Alpn::None);
+    let before = tls.server_config(Alpn::Own);
     world
         .folder
         .put("server.key", world.server_ca.server().key.serialize_pem());
     let faults = tls.reload().await.unwrap_err();
     assert_eq!(faults[0].key, Some("key"));
-    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
     world.folder.put_server(&world.server_ca.server());
     tls.reload().await.unwrap();
-    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::None)));
+    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
 }
 
 #[tokio::test]
@@ -1272,6 +1465,46 @@ async fn those_inside_are_judged_anew_when_others_are_trusted() {
     assert_eq!(heard(), [[Some(TlsFailure::UnknownCa); 2]]);
 }
 
+#[tokio::test]
+async fn those_inside_are_judged_by_the_list_of_the_key_that_has_signed_theirs() {
+    let world = World::new();
+    let new = Authority::root("clients");
+    put_rekeyed(&world, &new, &[], &[]);
+    let tls = world.load(STRICT).await;
+    let mut inside = Vec::new();
+    for ca in [&world.ca, &new] {
+        let facts = judge(&world, &tls, &TLS13, Some(&numbered(ca, 1))).await;
+        inside.push(facts.unwrap().certificate.clone().unwrap());
+    }
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ears = Arc::clone(&heard);
+    tls.on_reload(move |judge| {
+        let verdicts = inside.iter().map(|member| judge.check(member).err());
+        ears.lock().push(verdicts.collect::<Vec<_>>());
+    });
+    let heard = || std::mem::take(&mut *heard.lock());
+    let revoked = Some(TlsFailure::Revoked);
+    for (old_revokes, new_revokes, verdicts) in [
+        (&[1][..], &[][..], [revoked, None]),
+        (&[], &[1], [None, revoked]),
+        (&[1], &[1], [revoked, revoked]),
+        (&[2], &[2], [None, None]),
+    ] {
+        put_rekeyed(&world, &new, old_revokes, new_revokes);
+        tls.reload().await.unwrap();
+        assert_eq!(heard(), [verdicts.to_vec()]);
+    }
+    // A list that is missing throws nobody out; what the other one says is not about them.
+    world.folder.put("crl.pem", new.crl(-1, &[1]));
+    tls.reload().await.unwrap();
+    assert_eq!(heard(), [vec![None, revoked]]);
+    // And a key that is trusted no more throws out whom it has signed.
+    world.folder.put("ca.pem", world.ca.pem());
+    world.folder.put("crl.pem", world.ca.crl(-1, &[]));
+    tls.reload().await.unwrap();
+    assert_eq!(heard(), [vec![None, Some(TlsFailure::BadSignature)]]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_came_before_a_revocation_is_found_out_at_the_log_in() {
     let world = World::new();
@@ -1281,13 +1514,13 @@ async fn whoever_came_before_a_revocation_is_found_out_at_the_log_in() {
         .ca
         .client("alice", |params| params.serial_number = Some(13.into()));
     let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
-    let (served, _connected) = meet(&tls, Arc::clone(&config), Alpn::None).await;
+    let (served, _connected) = meet(&tls, Arc::clone(&config), Alpn::Own).await;
     let (_stream, peer) = served.unwrap();
     assert_eq!(peer.check(), Ok(()));
 
     // This one is in the middle of its handshake when the list changes.
     let (near, far) = duplex(1 << 16);
-    let mut accepting = Box::pin(tls.accept(near, Alpn::None, address(1), address(2)));
+    let mut accepting = Box::pin(tls.accept(near, Alpn::Own, address(1), address(2)));
     std::future::poll_fn(|cx| {
         assert!(accepting.as_mut().poll(cx).is_pending());
         Poll::Ready(())
@@ -1310,7 +1543,7 @@ async fn whoever_waits_past_its_end_is_found_out_at_the_log_in() {
     let tls = world.load_strict(&[]).await;
     let alice = world.ca.client("alice", |params| params.not_after = day(1));
     let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
-    let (served, _connected) = meet(&tls, config, Alpn::None).await;
+    let (served, _connected) = meet(&tls, config, Alpn::Own).await;
     let (_stream, peer) = served.unwrap();
     world.clock.advance(2 * DAY);
     tokio::time::advance(FRESH).await;
