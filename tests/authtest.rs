@@ -132,6 +132,22 @@ async fn each_step_is_told_and_the_exit_says_the_verdict() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_user_whose_name_begins_as_guests_do_is_refused_on_every_transport() {
+    let folder = folder(TABLES);
+    let users = format!("~ada:{}\n", STAFF[0].2);
+    std::fs::write(folder.path().join("users.txt"), users).unwrap();
+    for transport in ["door", "strict"] {
+        let arguments = ["-t", transport, "-u", "~ada"];
+        let (exit, output) = run(&folder, &arguments, "wonderland\n").await;
+        assert_eq!(exit, 4, "{output}");
+        let told = timeless(&output);
+        assert!(told.contains("staff allow as ~ada"), "{output}");
+        let refused = "refused: The name begins as those of guests do here.";
+        assert!(told.ends_with(refused), "{output}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn as_json_it_tells_the_same() {
     let folder = folder(TABLES);
     let arguments = ["-t", "door", "-u", "alice", "--json"];

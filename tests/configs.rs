@@ -16,6 +16,9 @@ use tokio::{
 
 use crate::harness::{Client, Http, Over, Program, Request, STAFF, Secure, Server, Setup, code};
 
+/// Where the configurations that ask a back end say where it is.
+const ENDPOINTS: &str = "CHINWAG_AUTHENTICATORS__BACKEND__ENDPOINTS";
+
 /// The examples, in a folder of their own: some name files that are nobody's but the operator's.
 struct Examples {
     folder: TempDir,
@@ -55,12 +58,19 @@ async fn every_example_passes_the_check() {
     }
 }
 
-/// The back end of the examples, from its folder, and where it listens.
-async fn back_end() -> (Child, String) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/http-auth");
-    let mut child = Command::new("python3")
-        .args(["auth.py", "--port", "0", "users.json"])
-        .current_dir(folder)
+/// The folder of the back end that the examples ask.
+fn http_auth() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/http-auth")
+}
+
+/// That back end, with these options, and where it listens.
+async fn back_end(options: &[&str]) -> (Child, String) {
+    let mut child = Command::new("./auth.py")
+        .args(["--port", "0"])
+        .args(options)
+        .arg("users.json")
+        .current_dir(http_auth())
+        .stderr(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -99,12 +109,12 @@ fn token() -> (Value, String) {
 async fn every_example_binds_and_lets_its_users_in() {
     let examples = Examples::copy().await;
     let certs = examples.folder.path().join("certs");
-    let (_back_end, endpoint) = back_end().await;
+    let (_back_end, endpoint) = back_end(&[]).await;
     let (keys, token) = token();
     let jwks = examples.folder.path().join("jwks.json");
     std::fs::write(&jwks, keys.to_string()).unwrap();
     let elsewhere = [
-        ("CHINWAG_AUTHENTICATORS__BACKEND__ENDPOINTS", endpoint),
+        (ENDPOINTS, endpoint),
         (
             "CHINWAG_AUTHENTICATORS__TOKENS__JWKS",
             jwks.to_str().unwrap().to_owned(),
@@ -163,6 +173,48 @@ async fn every_example_binds_and_lets_its_users_in() {
         server.stop().await;
     }
     assert!(pages >= 5, "only {pages} examples have the page");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_back_end_in_python_is_asked_as_its_own_configuration_says() {
+    let config = http_auth().join("chinwag.toml");
+    let (_back_end, endpoint) = back_end(&["--bearer-file", "bearer.txt"]).await;
+    let server = Program::start_file_with(&config, &[(ENDPOINTS, endpoint)]).await;
+    let attempt = async |server: &Program, user: &str, password: &str| {
+        let mut client = Client::connect(server.table("line"), Over::Tcp, user).await;
+        let login = json!({"type": "login", "user": user, "password": password});
+        let answer = client.patient().try_log_in(login).await;
+        (client, answer)
+    };
+    let (mut alice, session) = attempt(&server, "alice", "wonderland").await;
+    assert_eq!(session["user"], "alice", "{session}");
+    alice.enter("lobby").await;
+    let (mut bob, session) = attempt(&server, "bob", "can we fix it").await;
+    assert_eq!(session["user"], "bob", "{session}");
+    bob.enter("team:1").await;
+    let join = json!({"type": "join", "room": "elsewhere"});
+    assert_eq!(code(&bob.command(join).await), "forbidden");
+    for (user, password, words) in [
+        ("alice", "can we fix it", ""),
+        ("nobody", "wonderland", ""),
+        ("mallory", "let me in", "suspended"),
+    ] {
+        let (_, refused) = attempt(&server, user, password).await;
+        assert_eq!(code(&refused), "auth_failed", "{user}: {refused}");
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.contains(words), "{user}: {message}");
+    }
+    server.stop().await;
+
+    // One that waits for another bearer has no answer for this server, and nobody gets in.
+    let other = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(other.path(), "a-secret-of-two-others").unwrap();
+    let bearer = ["--bearer-file", other.path().to_str().unwrap()];
+    let (_stranger, endpoint) = back_end(&bearer).await;
+    let server = Program::start_file_with(&config, &[(ENDPOINTS, endpoint)]).await;
+    let (_, refused) = attempt(&server, "alice", "wonderland").await;
+    assert_eq!(code(&refused), "unavailable", "{refused}");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

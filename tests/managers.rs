@@ -27,9 +27,13 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::harness::{
-    Addresses, Answer, Backend, Client, Http, Over, PATIENCE, Pki, Program, Request, STAFF, Says,
-    Setup, brief, code, eventually, includes, manager_table, scrape, willing,
+use crate::{
+    harness::{
+        Addresses, Answer, Backend, Client, Http, Over, PATIENCE, Pki, Program, Request, STAFF,
+        Says, Secure, Setup, VERSIONS, brief, code, eventually, includes, manager_table, scrape,
+        willing,
+    },
+    outage::obey_within,
 };
 
 const GUESTS: &str = "kind = \"anonymous\"\nsession_manager = \"backend\"";
@@ -301,6 +305,84 @@ async fn authenticators_may_share_a_manager_or_have_their_own() {
             brief.iter().all(|it| it.split(' ').nth(1) == Some(name)),
             "{brief:?}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passwords_and_certificates_have_managers_of_their_own_who_learn_how_they_came() {
+    let pki = Pki::new();
+    let (members, holders) = (Backend::start(willing).await, Backend::start(willing).await);
+    let table = |name: &str, backend: &Backend| {
+        backend.table("").replace(
+            "session_managers.backend",
+            &format!("session_managers.{name}"),
+        )
+    };
+    let trust = format!(
+        "client_ca = {:?}\nclient_cert = \"optional\"",
+        pki.at("clients.pem")
+    );
+    let certs = "[authenticators.certs]\nkind = \"certificate\"\nuser = \"subject-cn\"\n\
+                 session_manager = \"holders\"";
+    let setup = Setup::passwords()
+        .on_all("tls = \"door\"")
+        .and(&pki.table(&trust))
+        .and(certs)
+        .and(&table("members", &members))
+        .and(&table("holders", &holders));
+    let document = setup
+        .document()
+        .replace(
+            "kind = \"password\"",
+            "kind = \"password\"\nsession_manager = \"members\"",
+        )
+        .replace("auth = [\"staff\"]", "auth = [\"certs\", \"staff\"]");
+    let folder = setup.folder();
+    let file = folder.path().join("chinwag.toml");
+    std::fs::write(&file, &document).unwrap();
+    let server = Program::start_file(&file).await;
+    let (user, password, _) = STAFF[0];
+    let carol = pki.clients.client("carol", |_| ());
+    let carol = Secure::showing(&pki.servers, VERSIONS[1], &carol);
+    for over in Over::ALL {
+        let mut member = pki.client().connect(&server, over, user).await;
+        let secret = json!({"type": "login", "user": user, "password": password});
+        member.log_in(secret).await;
+        member.command(json!({"type": "logout"})).await;
+        let mut holder = carol.connect(&server, over, "carol").await;
+        holder.log_in(json!({"type": "login"})).await;
+        holder.command(json!({"type": "logout"})).await;
+    }
+    server.stop().await;
+    for (backend, name, authenticator) in [(&members, user, "staff"), (&holders, "carol", "certs")]
+    {
+        let (created, ended) = (format!("create {name}"), format!("ended {name} logout"));
+        let brief = backend.brief();
+        assert_eq!(brief.len(), 6, "{brief:?}");
+        assert!(
+            brief.iter().all(|it| *it == created || *it == ended),
+            "only its own: {brief:?}"
+        );
+        let told = backend.told();
+        for create in told.iter().filter(|it| it["type"] == "create") {
+            assert_eq!(create["authenticator"], authenticator, "{create}");
+            let tls = &create["tls"];
+            assert!(tls["cipher"].is_string(), "{create}");
+            let certificate = &tls["certificate"];
+            if authenticator == "certs" {
+                assert_eq!(tls["version"], "TLS1.3");
+                assert_eq!(certificate["common_names"], json!(["carol"]));
+                assert_eq!(
+                    certificate["fingerprint"].as_str().map(str::len),
+                    Some(64),
+                    "{create}"
+                );
+                assert!(create["expires_at"].is_u64(), "{create}");
+                assert_eq!(create["expires_at"], certificate["expires_at"]);
+            } else {
+                assert!(certificate.is_null() && create["expires_at"].is_null());
+            }
+        }
     }
 }
 
@@ -664,19 +746,11 @@ async fn a_manager_that_has_to_be_there_stops_the_start() {
     Program::start(&setup).await.stop().await;
 }
 
-/// Logs in until that is judged, coming back when told to.
+/// Logs in, coming back when told to.
 async fn obey(addr: SocketAddr, over: Over, user: &str) -> Client {
-    loop {
-        let mut client = Client::connect(addr, over, user).await;
-        let answer = client.patient().try_log_in(login(user)).await;
-        if code(&answer) != "unavailable" {
-            assert_eq!(answer["type"], "session", "{answer}");
-            return client;
-        }
-        let retry = answer["retry_ms"].as_u64().expect("it says when");
-        drop(client);
-        sleep(Duration::from_millis(retry)).await;
-    }
+    let (client, answer) = obey_within(PATIENCE * 2, addr, over, &login(user)).await;
+    assert_eq!(answer["type"], "session", "{answer}");
+    client
 }
 
 /// The sessions that messages of this type were about.
@@ -687,10 +761,12 @@ fn sessions(told: &[Value], kind: &str) -> BTreeSet<String> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_manager_that_restarts_under_load_hears_of_every_end() {
-    let mut backend = Backend::start(willing).await;
-    let server = Program::start(&under(&backend, "")).await;
+/// Many come and go while their manager restarts three times; `told` is what it has then been told.
+async fn many_come_and_go_while_it_restarts(
+    server: Program,
+    mut restart: impl AsyncFnMut(),
+    told: impl FnOnce() -> Vec<Value>,
+) {
     let done = Arc::new(AtomicUsize::new(0));
     let mut coming = JoinSet::new();
     for n in 0..9 {
@@ -709,8 +785,7 @@ async fn a_manager_that_restarts_under_load_hears_of_every_end() {
             (done.load(Ordering::SeqCst) >= round * 30).then_some(())
         })
         .await;
-        backend.go_away().await;
-        backend.come_back().await;
+        restart().await;
     }
     let all = timeout(PATIENCE * 6, coming.join_all());
     all.await.expect("all were in and are out again");
@@ -719,12 +794,35 @@ async fn a_manager_that_restarts_under_load_hears_of_every_end() {
         .await;
     assert_eq!(server.metric(NOTICES, "outcome=\"undelivered\"").await, 0.0);
     server.stop().await;
-    let told = backend.told();
+    let told = told();
     let (begun, ended) = (sessions(&told, "create"), sessions(&told, "ended"));
     assert!(begun.len() >= 9 * 15, "{}", begun.len());
-    // What was asked of a back end that then went without an answer is told to end as well.
+    // What was asked of a manager that then went without an answer is told to end as well.
     let missing: Vec<_> = begun.difference(&ended).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_restarts_under_load_hears_of_every_end() {
+    let backend = Backend::start(willing).await;
+    let server = Program::start(&under(&backend, "")).await;
+    let backend = tokio::sync::Mutex::new(backend);
+    let restart = async || {
+        let mut backend = backend.lock().await;
+        backend.go_away().await;
+        backend.come_back().await;
+    };
+    let told = || backend.try_lock().expect("it is over").told();
+    many_come_and_go_while_it_restarts(server, restart, told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_killed_under_load_hears_of_every_end() {
+    let script = Script::new("");
+    let server = Program::start(&Setup::authenticator(GUESTS).and(&script.table(""))).await;
+    let restart = async || script.kill().await;
+    many_come_and_go_while_it_restarts(server, restart, || script.told()).await;
+    assert!(script.pids().len() > 3, "it was started anew");
 }
 
 /// An address where nobody answers a connection, as of a machine that is switched off: its queue is full.
@@ -756,11 +854,14 @@ async fn a_dead_endpoint_of_three_costs_its_connect_limit_once() {
     );
     let server = Program::start(&Setup::authenticator(GUESTS).and(&table)).await;
     let mut slow = 0;
+    // They stay, so that no end is told meanwhile, which takes a turn as well.
+    let mut inside = Vec::new();
     for n in 0..9 {
         let begun = Instant::now();
         let mut client = Client::connect(server.of(Over::Tcp), Over::Tcp, "x").await;
         client.patient().log_in(login(&format!("user{n}"))).await;
         slow += usize::from(begun.elapsed() >= limit);
+        inside.push(client);
     }
     assert!(slow <= 1, "{slow} log-ins waited for the dead one");
     let shown = format!("endpoint=\"http://{nobody}/\"");
@@ -773,7 +874,7 @@ async fn a_dead_endpoint_of_three_costs_its_connect_limit_once() {
             .iter()
             .filter(|it| it.starts_with("create"))
             .count();
-        assert!(asked >= 3, "the healthy ones take turns: {asked}");
+        assert!(asked >= 4, "the healthy ones take turns: {asked}");
     }
     server.stop().await;
 }
@@ -821,6 +922,57 @@ async fn a_stop_tells_every_end_within_the_grace() {
             "{ends:?}"
         );
     }
+}
+
+/// A stop with sessions on every transport, each in two rooms. `told` is what their manager has then been told.
+async fn ends_are_told_once(table: &str, told: impl FnOnce() -> Vec<Value>) {
+    let grace = Duration::from_secs(20);
+    let setup = Setup::authenticator(GUESTS)
+        .and(table)
+        .and("[server]\nshutdown_grace = \"20s\"");
+    let mut server = Program::start(&setup).await;
+    let mut clients = Vec::new();
+    for over in Over::ALL {
+        let mut client = Client::login(server.of(over), over, over.table()).await;
+        client.join("a").await;
+        client.join("b").await;
+        clients.push(client);
+    }
+    let begun = Instant::now();
+    server.signal("TERM").await;
+    for client in &mut clients {
+        client.drain_to_bye("shutting_down").await;
+    }
+    let exit = server.exit().await;
+    assert_eq!(exit.code(), Some(0), "{}", server.log().join("\n"));
+    assert!(begun.elapsed() < grace, "{:?}", begun.elapsed());
+    // Nobody tells anything any more.
+    let told = told();
+    for over in Over::ALL {
+        let user = over.table();
+        let of_user = told
+            .iter()
+            .filter(|message| message["user"] == user && !message["cause"].is_null());
+        let ends: Vec<String> = of_user.map(brief).collect();
+        let expected = [
+            format!("left {user} b shutting_down"),
+            format!("left {user} a shutting_down"),
+            format!("ended {user} shutting_down"),
+        ];
+        assert_eq!(ends, expected, "{over:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_sigterm_a_server_is_told_each_end_once_before_the_program_exits() {
+    let backend = Backend::start(willing).await;
+    ends_are_told_once(&backend.table("stays = true"), || backend.told()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_sigterm_a_program_is_told_each_end_once_before_the_server_exits() {
+    let script = Script::new("");
+    ends_are_told_once(&script.table("stays = true"), || script.told()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -912,6 +1064,14 @@ impl Script {
             .collect()
     }
 
+    /// Kills the process that it has.
+    async fn kill(&self) {
+        let pids = self.pids();
+        let mut kill = Command::new("kill");
+        kill.args(["-9", pids.last().expect("it runs")]);
+        assert!(kill.status().await.unwrap().success());
+    }
+
     /// The processes that it has had.
     fn pids(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.folder.path().join("pids")).unwrap_or_default();
@@ -978,12 +1138,7 @@ async fn a_program_that_is_killed_is_started_anew_and_hears_of_every_end() {
     let mut ann = Client::login(server.of(Over::Tcp), Over::Tcp, "ann").await;
     for round in 0..3 {
         let pids = script.pids();
-        let mut kill = Command::new("kill");
-        let killed = kill
-            .args(["-9", pids.last().expect("it runs")])
-            .status()
-            .await;
-        assert!(killed.unwrap().success());
+        script.kill().await;
         let user = format!("user{round}");
         let mut client = obey(server.of(Over::WebSocket), Over::WebSocket, &user).await;
         client.command(json!({"type": "logout"})).await;

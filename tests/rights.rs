@@ -1,13 +1,20 @@
-//! What a back end grants, and for how long; and what guessing costs: on real sockets, over every transport.
+//! What a back end grants, and for how long; what guessing costs; and how many sessions a user may have: on real
+//! sockets, over every transport.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{Backend, Client, Over, Says, Setup, code};
+use crate::{
+    harness::{
+        Addresses, Backend, Client, Http, Over, PATIENCE, Program, Request, STAFF, Says, Setup,
+        code, includes, scrape,
+    },
+    outage::obey_within,
+};
 
 /// How long one user may stay.
 const STAY: Duration = Duration::from_secs(3);
@@ -25,6 +32,11 @@ fn judge(question: &Value) -> Says {
         Some("visitor") => json!({"verdict": "allow", "expires_at": end}),
         Some("late") => json!({"verdict": "allow", "expires_at": 1}),
         Some("mallory") => json!({"verdict": "deny", "reason": "mallory is mallory"}),
+        Some("suspended") => json!({"verdict": "deny", "public": "Your account is suspended."}),
+        Some("echo") => {
+            let password = question["password"].as_str().unwrap();
+            json!({"verdict": "deny", "public": format!("{password} is wrong.")})
+        }
         _ => json!({"verdict": "allow"}),
     })
 }
@@ -85,9 +97,12 @@ async fn a_session_ends_with_what_it_was_let_in_for() {
     let backend = Backend::start(judge).await;
     let server = Setup::authenticator(&table(&backend)).start().await;
     for over in Over::ALL {
+        let room = over.table();
         let mut bob = member(server.addr(over), over, "bob").await;
+        bob.enter(room).await;
         let begun = Instant::now();
         let mut visitor = member(server.addr(over), over, "visitor").await;
+        visitor.enter(room).await;
         visitor.ping().await;
         let answer = Client::connect(server.addr(over), over, "late")
             .await
@@ -102,9 +117,147 @@ async fn a_session_ends_with_what_it_was_let_in_for() {
             (least..STAY + Duration::from_secs(2)).contains(&stayed),
             "{over:?}: {stayed:?}"
         );
+        let leave = json!({"type": "leave", "room": room, "user": "visitor", "reason": "evicted"});
+        bob.events_until("the visitor's leave", |event| includes(event, &leave))
+            .await;
         bob.ping().await;
         drop(bob);
     }
+}
+
+/// What the page about log-ins says that clients read.
+const ONE_TEXT: &str = "The log-in failed; check the credentials.";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn denials_read_the_same_but_for_what_a_back_end_makes_public_and_are_counted_as_its_own() {
+    let backend = Backend::start(judge).await;
+    let server = Setup::authenticator(&table(&backend)).start().await;
+    let page = include_str!("../docs/auth.md");
+    assert!(page.contains(ONE_TEXT), "the page tells the text");
+    for over in Over::ALL {
+        for (user, password, told) in [
+            ("mallory", "x", ONE_TEXT),
+            ("suspended", "x", "Your account is suspended."),
+            ("echo", "secret", ONE_TEXT),
+        ] {
+            let login = json!({"type": "login", "user": user, "password": password});
+            let mut client = Client::connect(server.addr(over), over, user).await;
+            let denied = client.try_log_in(login).await;
+            assert_eq!(code(&denied), "auth_failed", "{denied}");
+            assert_eq!(denied["message"], told, "{user} over {over:?}");
+        }
+    }
+    let metrics = scrape(server.metrics()).await;
+    let series = "chinwag_auth_denials_total{authenticator=\"own\",reason=";
+    let counted: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix(series))
+        .filter(|line| !line.ends_with(" 0"))
+        .collect();
+    assert_eq!(
+        counted,
+        ["\"back_end\"} 9"],
+        "each of them, and as nothing else"
+    );
+}
+
+/// As many sessions of one user as may be, which poll; another member; and what they see of each other.
+async fn side_by_side(server: &Program) -> (Client, [Client; 2]) {
+    let [(alice, secret, _), (bob, others, _)] = STAFF;
+    let secret = json!({"type": "login", "user": alice, "password": secret});
+    let others = json!({"type": "login", "user": bob, "password": others});
+    let mut bob = Client::connect(server.of(Over::Tcp), Over::Tcp, bob).await;
+    bob.log_in(others).await;
+    bob.enter("lobby").await;
+    let connect = async || {
+        let addr = server.of(Over::Polling);
+        Client::connect(addr, Over::Polling, alice).await
+    };
+    let mut pair = [connect().await, connect().await];
+    for client in &mut pair {
+        client.log_in(secret.clone()).await;
+        client.join("lobby").await;
+    }
+    let one_more = connect().await.try_log_in(secret).await;
+    assert_eq!(code(&one_more), "too_many", "{one_more}");
+    let join = json!({"type": "join", "room": "lobby", "user": alice});
+    assert!(includes(&bob.next_event().await, &join));
+    pair[1].say("lobby", "here").await;
+    let here = json!({"type": "message", "user": alice, "text": "here"});
+    let next = bob.next_event().await;
+    assert!(includes(&next, &here), "they are one member: {next}");
+    (bob, pair)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_side_by_side_that_poll_are_as_many_after_a_restart() {
+    let setup = Setup::passwords()
+        .only(&[Over::Tcp, Over::Polling])
+        .and("[sessions]\nduplicate_login = { allow = 2 }");
+    let mut ids: Vec<String> = Vec::new();
+    for end in ["TERM", "KILL", "TERM"] {
+        let mut server = Program::start(&setup).await;
+        let (mut bob, mut pair) = side_by_side(&server).await;
+        for id in &ids {
+            let poll = Request::new("GET", "/v1/events?ack=0").bearer(id);
+            let answer = Http::new(server.of(Over::Polling)).ask(&poll).await;
+            assert_eq!(
+                answer.verdict(),
+                "401 not_logged_in",
+                "one of another server"
+            );
+        }
+        ids.extend(pair.iter().map(|client| client.session_id().to_owned()));
+        if end == "TERM" {
+            // One goes, and there is room for one more; the member stays until both have gone.
+            pair[0].command(json!({"type": "logout"})).await;
+            pair[1].say("lobby", "still").await;
+            let still = bob.next_event().await;
+            assert_eq!(still["text"], "still", "{still}");
+            let (alice, secret, _) = STAFF[0];
+            let secret = json!({"type": "login", "user": alice, "password": secret});
+            let mut third = Client::connect(server.of(Over::Polling), Over::Polling, alice).await;
+            third.log_in(secret).await;
+            server.signal("TERM").await;
+            for client in [&mut pair[1], &mut third, &mut bob] {
+                client.drain_to_bye("shutting_down").await;
+            }
+            assert_eq!(server.exit().await.code(), Some(0));
+        } else {
+            server.signal(end).await;
+            server.exit().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_in_javascript_is_started_from_its_own_folder_and_knows_its_users() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/exec-auth");
+    let server = Program::start_in(&folder, "chinwag.toml").await;
+    let line = server.table("line");
+    let attempt = async |user: &str, password: &str| {
+        let login = json!({"type": "login", "user": user, "password": password});
+        // Its start may take longer than an answer has time for.
+        obey_within(PATIENCE * 2, line, Over::Tcp, &login).await
+    };
+    let (mut alice, session) = attempt("alice", "wonderland").await;
+    assert_eq!(session["user"], "alice", "{session}");
+    alice.enter("lobby").await;
+    let (mut bob, session) = attempt("bob", "can we fix it").await;
+    assert_eq!(session["user"], "bob", "{session}");
+    bob.enter("team:red").await;
+    let elsewhere = bob.command(json!({"type": "join", "room": "attic"})).await;
+    assert_eq!(code(&elsewhere), "forbidden");
+    for (user, password, told) in [
+        ("alice", "looking-glass", ONE_TEXT),
+        ("eve", "x", ONE_TEXT),
+        ("mallory", "let me in", "Your account is suspended."),
+    ] {
+        let (_client, denied) = attempt(user, password).await;
+        assert_eq!(code(&denied), "auth_failed", "{user}: {denied}");
+        assert_eq!(denied["message"], told, "{user}");
+    }
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

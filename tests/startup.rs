@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{Addresses, Over, PATIENCE, Program, Setup, Sloth};
+use crate::harness::{Addresses, Over, PATIENCE, PROGRAM, Program, Setup, Sloth};
 
 /// What is logged where the file asks for more connections than can be had.
 const WARNING: &str = "max_connections adds up to";
@@ -86,6 +86,27 @@ async fn who_leaves_the_number_to_the_server_is_told_and_not_warned() {
     program.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_orders_needs_descriptors_too() {
+    let setup = Setup::default()
+        .only(&[Over::Tcp])
+        .on(Over::Tcp, "max_connections = 200")
+        .and("[control]\nbind = \"127.0.0.1:0\"");
+    let limit = "ulimit -Sn 64; ulimit -Hn 1024";
+    let program = Program::start_in_shell(&setup, limit).await;
+    let soft = soft_limit(&program);
+    assert!(soft > 200 + 256 + 200, "{soft}: they may be 256 by default");
+    assert_eq!(logged(&program, WARNING), [""; 0]);
+    program.stop().await;
+
+    let setup = setup.and("max_connections = 5000");
+    let program = Program::start_in_shell(&setup, limit).await;
+    let warnings = logged(&program, WARNING);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("up to 5200"), "{warnings:?}");
+    program.stop().await;
+}
+
 /// Limits of a server that is to be small.
 fn small(budget: &str) -> Setup {
     Setup::passwords_and_guests()
@@ -156,6 +177,117 @@ async fn limits_within_the_budget_are_shown_with_their_sum() {
     let (exit, output, _) = check(&small("0")).await;
     assert_eq!(exit, Some(0));
     assert!(!output.contains("memory"), "{output}");
+}
+
+#[tokio::test]
+async fn the_guide_shows_what_the_program_says() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sizing.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let blocks = |language: &str| -> Vec<&str> {
+        let opening = format!("```{language}\n");
+        let blocks = guide.split(&opening).skip(1);
+        blocks
+            .map(|block| block.split("```").next().unwrap())
+            .collect()
+    };
+    let (documents, said) = (blocks("toml"), blocks("text"));
+    assert_eq!((documents.len(), said.len()), (2, 3));
+    let folder = Setup::passwords().folder();
+    let file = folder.path().join("chat.toml");
+    let check = async |document: &str| {
+        std::fs::write(&file, document).unwrap();
+        let (exit, output, errors) = Program::run(&["check", path(&file)], "").await;
+        let told = (output + &errors).replace(path(&file), "chat.toml");
+        (exit, told)
+    };
+    assert_eq!(check(documents[0]).await, (Some(1), said[0].to_owned()));
+    // The second takes the place of the last table of the first.
+    let (last, _) = documents[1].split_once('\n').unwrap();
+    let (before, _) = documents[0].split_once(last).unwrap();
+    let mended = format!("{before}{}", documents[1]);
+    assert_eq!(check(&mended).await, (Some(0), said[1].to_owned()));
+
+    let mut program = tokio::process::Command::new("bash");
+    program.args(["-c", "ulimit -n 1024; exec \"$@\"", "bash", PROGRAM]);
+    program.args(["serve", "--config", path(&file)]);
+    program
+        .env("CHINWAG_TRANSPORTS__WEB__BIND", "127.0.0.1:0")
+        .env("NO_COLOR", "1")
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let mut program = program.spawn().unwrap();
+    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+    let warning = said[2].trim_end();
+    let read = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(warning) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(timeout(PATIENCE, read).await.unwrap(), "{warning}");
+}
+
+#[tokio::test]
+async fn a_check_lists_all_that_listens_and_who_is_told() {
+    let document = "\
+[transports.line]
+kind = \"tcp\"
+bind = \"127.0.0.1:4020\"
+auth = [\"members\", \"guests\"]
+[transports.web]
+kind = \"websocket\"
+bind = \"127.0.0.1:8080\"
+auth = [\"members\"]
+[web]
+bind = \"127.0.0.1:8080\"
+[metrics]
+bind = \"127.0.0.1:9464\"
+[control]
+bind = \"127.0.0.1:9465\"
+[authenticators.members]
+kind = \"password\"
+file = \"users.txt\"
+session_manager = \"books\"
+[authenticators.guests]
+kind = \"anonymous\"
+prefix = \"~\"
+session_manager = \"rooms\"
+[session_managers.books]
+kind = \"http\"
+endpoints = [\"http://127.0.0.1:1/\"]
+[session_managers.rooms]
+kind = \"exec\"
+command = [\"cat\"]
+[session_managers.spare]
+kind = \"exec\"
+command = [\"cat\"]
+";
+    let folder = Setup::passwords().folder();
+    let file = folder.path().join("chinwag.toml");
+    std::fs::write(&file, document).unwrap();
+    let (exit, output, errors) = Program::run(&["check", path(&file)], "").await;
+    assert_eq!(exit, Some(0), "{errors}");
+    let rows: Vec<String> = output
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "transports.line tcp 127.0.0.1:4020 plain text auth: members, guests",
+            "transports.web websocket 127.0.0.1:8080 plain text auth: members",
+            "web page 127.0.0.1:8080 plain text shared with transports.web",
+            "control http 127.0.0.1:9465 plain text orders of session managers",
+            "metrics http 127.0.0.1:9464 plain text",
+            "session_managers.books http told of: members",
+            "session_managers.rooms exec told of: guests",
+            "session_managers.spare exec told of nobody",
+        ],
+        "{output}"
+    );
 }
 
 /// The sum that `chinwag check` shows, in bytes.

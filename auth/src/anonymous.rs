@@ -23,9 +23,10 @@ const PREFIX_CHARS: usize = 16;
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Anonymous {
-    /// Put before every chosen name: at most 16 letters, digits or ASCII signs. Empty, the default,
-    /// means none, and is refused beside authenticators of other kinds, where a guest could take a
-    /// member's name.
+    /// Put before every chosen name: at most 16 letters, digits or ASCII signs. Names that other
+    /// authenticators vouch for are refused where they begin with it, in any case or look. Empty,
+    /// the default, means none, and is refused beside authenticators of other kinds, where a guest
+    /// could take a member's name.
     pub prefix: String,
     /// Whether machines other than this one may log in without a password. Default `false`:
     /// building fails when a transport that asks this authenticator can be reached from elsewhere.
@@ -38,6 +39,13 @@ impl AuthenticatorConfig for Anonymous {
 
     async fn build(self, cx: AuthenticatorContext) -> Result<Arc<dyn Authenticator>, BuildError> {
         self.check(&cx)?;
+        if !cx.public_transports.is_empty() {
+            let message = format!(
+                "anybody who reaches {} logs in without a password",
+                listed(&cx.public_transports)
+            );
+            cx.warnings.add("allow_public", message);
+        }
         Ok(Arc::new(AnonymousAuthenticator {
             prefix: self.prefix,
         }))
@@ -69,16 +77,18 @@ impl Anonymous {
                 format!(
                     "anybody who reaches {} could log in without a password: bind to 127.0.0.1 \
                      or [::1], name another authenticator in `auth`, or set `allow_public = true`",
-                    cx.public_transports
-                        .iter()
-                        .map(|name| format!("transports.{name}"))
-                        .collect::<Vec<_>>()
-                        .join(", "),
+                    listed(&cx.public_transports),
                 ),
             ));
         }
         Ok(())
     }
+}
+
+/// The tables of these transports.
+fn listed(transports: &[String]) -> String {
+    let tables = transports.iter().map(|name| format!("transports.{name}"));
+    tables.collect::<Vec<_>>().join(", ")
 }
 
 struct AnonymousAuthenticator {
@@ -92,6 +102,10 @@ impl Authenticator for AnonymousAuthenticator {
             (Some(user), None) => Verdict::Allow(Principal::chosen(&self.prefix, user)),
             _ => Verdict::Abstain,
         }
+    }
+
+    fn guest_prefix(&self) -> Option<&str> {
+        Some(&self.prefix)
     }
 }
 
@@ -155,6 +169,12 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_server_knows_what_guests_names_begin_with() {
+        let built = table("prefix = \"~\"").build(context()).await.unwrap();
+        assert_eq!(built.guest_prefix(), Some("~"));
+    }
+
+    #[tokio::test]
     async fn tokens_and_nameless_log_ins_are_left_to_others() {
         let mut both = Credentials::token("t");
         both.user = Some("bob".into());
@@ -178,7 +198,16 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
-        assert!(table("allow_public = true").build(cx).await.is_ok());
+        let allowed = table("allow_public = true");
+        assert!(allowed.clone().build(cx.clone()).await.is_ok());
+        let warnings = cx.warnings.take();
+        let [("allow_public", text)] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(text.contains("transports.line, transports.web"), "{text}");
+        cx.public_transports.clear();
+        assert!(allowed.build(cx.clone()).await.is_ok());
+        assert!(cx.warnings.take().is_empty(), "nobody reaches it");
     }
 
     #[tokio::test]

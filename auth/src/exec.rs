@@ -14,10 +14,9 @@ use chinwag_core::{
 use serde::Deserialize;
 
 use crate::callout::{
-    Doubt, Secrets, call_timeout,
+    self, Doubt, Secrets,
     contract::{self, Headers},
-    programs::{Launch, Programs, Settings},
-    within,
+    programs::{self, Keys, Programs, Question},
 };
 
 /// The longest answer.
@@ -41,7 +40,7 @@ pub struct Exec {
     pub command: Vec<String>,
     /// The variables of the server's environment that the program gets to see, and no others.
     /// Default `["PATH"]`.
-    #[serde(default = "default_environment")]
+    #[serde(default = "programs::default_environment")]
     pub environment: Vec<String>,
     /// The headers of the client's request that are passed on, at most 32. Default none. Those that
     /// carry credentials can't be.
@@ -54,17 +53,14 @@ pub struct Exec {
     /// order. Default 1.
     #[serde(default = "default_in_flight")]
     pub in_flight: usize,
-    /// How many log-ins may wait for a program, at most 10,000; further ones are told to try again.
-    /// Default 1000. 0 means that none waits.
-    #[serde(default = "default_queue")]
+    /// How many log-ins may wait for a program, at most 10,000, in turns by address; further ones are
+    /// told to try again, first those whose address has most waiting. Default 1000. 0 means that none
+    /// waits.
+    #[serde(default = "callout::default_queue")]
     pub queue: usize,
     /// How long a program may take to answer: at most nine tenths of `timeout`. Default two
     /// seconds, or less where `timeout` is short.
     pub call_timeout: Option<Span>,
-}
-
-pub(crate) fn default_environment() -> Vec<String> {
-    vec!["PATH".to_owned()]
 }
 
 const fn default_programs() -> usize {
@@ -73,10 +69,6 @@ const fn default_programs() -> usize {
 
 const fn default_in_flight() -> usize {
     1
-}
-
-pub(crate) const fn default_queue() -> usize {
-    1000
 }
 
 #[async_trait]
@@ -91,34 +83,18 @@ impl AuthenticatorConfig for Exec {
 
 impl Exec {
     fn start(self, cx: &AuthenticatorContext) -> Result<ExecAuthenticator, BuildError> {
-        let table = format!("authenticators.{}", cx.name);
-        let launch = Launch {
-            command: &self.command,
-            environment: &self.environment,
+        let keys = Keys {
+            command: self.command,
+            environment: self.environment,
             programs: self.programs,
             in_flight: self.in_flight,
             queue: self.queue,
+            call_timeout: self.call_timeout,
         };
-        let ready = launch.resolve(&cx.base, &table)?;
-        let timeout = within(cx.timeout);
-        let settings = Settings {
-            table,
-            meter: cx.meter.clone(),
-            program: ready.program,
-            arguments: ready.arguments,
-            folder: ready.folder,
-            environment: ready.environment,
-            programs: self.programs,
-            in_flight: self.in_flight,
-            queue: self.queue,
-            call_timeout: call_timeout(self.call_timeout, timeout)?,
-            timeout,
-            answer_bytes: ANSWER_BYTES,
-            unasked: None,
-        };
+        let settings = keys.settings(cx.into(), ANSWER_BYTES)?;
         Ok(ExecAuthenticator {
             headers: self.headers,
-            programs: Programs::new(settings, &cx.lifecycle),
+            programs: Programs::new(settings, None, &cx.lifecycle),
         })
     }
 }
@@ -136,13 +112,18 @@ impl Authenticator for ExecAuthenticator {
 
     async fn authenticate(&self, request: &AuthRequest) -> Verdict {
         let id = self.programs.id();
-        let Some(question) = contract::ask(request, &self.headers, Some(id)) else {
+        let Some(line) = contract::ask(request, &self.headers, Some(id)) else {
             return Verdict::Abstain;
         };
-        let secrets = Secrets::of(&request.credentials);
+        let question = Question {
+            id,
+            party: request.address.into(),
+            line,
+            secrets: Secrets::of(&request.credentials),
+        };
         let doubt = Doubt::default();
         let read = |answer: &[u8]| contract::read(answer, request);
-        let answer = self.programs.ask(id, question, secrets, read, &doubt);
+        let answer = self.programs.ask(question, read, &doubt);
         answer
             .await
             .unwrap_or_else(|retry| Verdict::Unavailable { retry })

@@ -16,14 +16,10 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::callout::{
-    Doubt, call_timeout,
-    client::{Access, Client, Question, Reach, Settings, endpoints},
+    self, Doubt,
+    client::{self, Client, Keys, Question, Reach},
     contract::{self, Headers},
-    within,
 };
-
-/// The largest answer.
-const ANSWER_BYTES: usize = 64 << 10;
 
 /// The table of an authenticator that asks HTTP endpoints.
 ///
@@ -55,34 +51,23 @@ pub struct Http {
     /// Its key.
     pub key: Option<PathBuf>,
     /// How long reaching an endpoint may take, TLS included. Above zero; default half a second.
-    #[serde(default = "default_connect_timeout")]
+    #[serde(default = "client::default_connect_timeout")]
     pub connect_timeout: Span,
     /// How long an endpoint may take to answer, reaching it included: at most nine tenths of
     /// `timeout`. Default two seconds, or less where `timeout` is short.
     pub call_timeout: Option<Span>,
     /// The most calls in flight, 1 to 10,000. Default 64.
-    #[serde(default = "default_calls")]
+    #[serde(default = "client::default_calls")]
     pub calls: usize,
-    /// How many log-ins may wait for one of these to end, at most 10,000; further ones are told to
-    /// try again. Default 1000. 0 means that none waits.
-    #[serde(default = "default_queue")]
+    /// How many log-ins may wait for one of these to end, at most 10,000, in turns by address;
+    /// further ones are told to try again, first those whose address has most waiting. Default 1000.
+    /// 0 means that none waits.
+    #[serde(default = "callout::default_queue")]
     pub queue: usize,
     /// Whether plain `http` may go to other machines: passwords are then readable on the way.
     /// Default `false`.
     #[serde(default)]
     pub insecure: bool,
-}
-
-pub(crate) const fn default_connect_timeout() -> Span {
-    Span::millis(500)
-}
-
-pub(crate) const fn default_calls() -> usize {
-    64
-}
-
-pub(crate) const fn default_queue() -> usize {
-    1000
 }
 
 #[async_trait]
@@ -101,29 +86,20 @@ impl Http {
         cx: &AuthenticatorContext,
         reach: Reach,
     ) -> Result<HttpAuthenticator, BuildError> {
-        let access = Access {
+        let keys = Keys {
+            endpoints: self.endpoints,
             bearer: self.bearer,
             bearer_file: self.bearer_file,
             ca: self.ca,
             cert: self.cert,
             key: self.key,
-        };
-        let (bearer, tls) = access.resolve(&cx.base)?;
-        let timeout = within(cx.timeout);
-        let settings = Settings {
-            table: format!("authenticators.{}", cx.name),
-            meter: cx.meter.clone(),
-            endpoints: endpoints("endpoints", &self.endpoints, self.insecure)?,
-            tls,
-            bearer,
-            reach,
-            connect_timeout: self.connect_timeout.0,
-            call_timeout: call_timeout(self.call_timeout, timeout)?,
-            timeout,
+            connect_timeout: self.connect_timeout,
+            call_timeout: self.call_timeout,
             calls: self.calls,
             queue: self.queue,
-            answer_bytes: ANSWER_BYTES,
+            insecure: self.insecure,
         };
+        let settings = keys.settings(cx.into(), reach)?;
         Ok(HttpAuthenticator {
             headers: self.headers,
             client: Client::start(settings, &cx.lifecycle).await?,
@@ -147,6 +123,7 @@ impl Authenticator for HttpAuthenticator {
             return Verdict::Abstain;
         };
         let question = Question {
+            party: request.address.into(),
             method: Method::POST,
             body: body.into(),
         };

@@ -30,15 +30,16 @@ use self::{
     remote::Remote,
 };
 use crate::callout::{
-    are_roles, call_timeout,
+    Asker, are_roles, call_timeout,
     client::{Client, Reach, Settings, endpoints},
     is_name,
     tls::TlsFiles,
-    within,
 };
 
 /// The longest token that is looked at.
 const TOKEN_BYTES: usize = 16 << 10;
+/// What the client of an expired token reads. It learns nothing by it that is not in its token.
+const EXPIRED: &str = "The token has expired; get a new one.";
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
 const LEAST_REFRESH: Duration = Duration::from_secs(10);
 
@@ -46,9 +47,10 @@ const LEAST_REFRESH: Duration = Duration::from_secs(10);
 ///
 /// A token has to expire, and its session ends when it does. What is no JWT at all, and a token of
 /// another issuer than the configured one, is left to the next authenticator, as are log-ins
-/// without a token. A token with a wrong or unknown signature, for another audience, expired, not
-/// yet valid or without a proper name is denied. While a key set can't be had, a token that needs it
-/// is told to try again.
+/// without a token. A token with a wrong or unknown signature, of another type than the configured
+/// one, for another audience, expired, not yet valid or without a proper name is denied; that it has
+/// expired is the one reason that the client is told. While a key set can't be had, a token that
+/// needs it is told to try again.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -57,11 +59,17 @@ pub struct Jwt {
     /// PS256, PS384, PS512, ES256, ES384 and EdDSA.
     pub algorithms: Vec<String>,
     /// A file with the one key: a public key in PEM form, or for HS algorithms the secret itself, of
-    /// at least as many bits as the hash has. Read anew when it changes.
+    /// at least as many bits as the hash has. At most 256 KiB; read anew when it changes.
     pub key: Option<PathBuf>,
-    /// Instead: a JSON Web Key Set, a file (read anew when it changes) or an `https` URL. Each of
-    /// its keys verifies what its type and its own `alg` allow; shared secrets count only in a file.
+    /// Instead: a JSON Web Key Set of at most 256 KiB and 64 keys, a file (read anew when it changes)
+    /// or an `https` URL. Each of its keys verifies what its type and its own `alg` allow; shared
+    /// secrets count only in a file.
     pub jwks: Option<String>,
+    /// The `typ` that a token's header must have, such as `at+jwt` for access tokens by RFC 9068, so
+    /// that a token made for something else is not taken for one of these. In any case, and
+    /// `application/` before a word without a slash may be left out, here as there. Default: not
+    /// looked at.
+    pub typ: Option<String>,
     /// The `iss` that tokens must have. Default: any.
     pub issuer: Option<String>,
     /// Tokens must be for one of these (`aud`). Default: only tokens that are for nobody in
@@ -176,6 +184,12 @@ impl Jwt {
                 "`refresh` is at least ten seconds and at most `stale`",
             ));
         }
+        if self.typ.as_deref().is_some_and(|typ| !is_type(typ)) {
+            return Err(BuildError::key(
+                "typ",
+                "`typ` is a media type such as \"at+jwt\" or \"JWT\"; left out, it is not looked at",
+            ));
+        }
         Ok(())
     }
 
@@ -186,23 +200,23 @@ impl Jwt {
         cx: &AuthenticatorContext,
         reach: Reach,
     ) -> Result<Arc<Remote>, BuildError> {
-        let timeout = within(cx.timeout);
+        let asker = Asker::from(cx);
         let settings = Settings {
-            table: format!("authenticators.{}", cx.name),
-            meter: cx.meter.clone(),
             endpoints: endpoints("jwks", &[url.to_owned()], self.insecure)?,
             tls: TlsFiles {
-                ca: self.ca.as_ref().map(|ca| cx.base.join(ca)),
+                ca: self.ca.as_ref().map(|ca| asker.base.join(ca)),
                 identity: None,
             },
             bearer: None,
             reach,
-            connect_timeout: call_timeout(None, timeout)?,
-            call_timeout: call_timeout(None, timeout)?,
-            timeout,
+            connect_timeout: call_timeout(None, asker.timeout)?,
+            call_timeout: call_timeout(None, asker.timeout)?,
             calls: 1,
             queue: 0,
             answer_bytes: SET_BYTES,
+            meter: asker.meter.clone(),
+            timeout: asker.timeout,
+            table: asker.table,
         };
         Ok(Arc::new(Remote {
             name: cx.name.clone(),
@@ -258,6 +272,8 @@ struct Header {
     alg: String,
     kid: Option<String>,
     crit: Option<IgnoredAny>,
+    #[serde(default)]
+    typ: Value,
 }
 
 impl<'a> Token<'a> {
@@ -322,6 +338,15 @@ impl Authenticator for JwtAuthenticator {
             }
             Err(retry) => return Verdict::Unavailable { retry },
         }
+        if let Some(wanted) = &self.table.typ
+            && !token
+                .header
+                .typ
+                .as_str()
+                .is_some_and(|typ| is_same_type(typ, wanted))
+        {
+            return Verdict::deny_for(Denial::Audience, "the token is of another type");
+        }
         self.judge(claims, credentials.user.as_deref())
     }
 }
@@ -355,7 +380,7 @@ impl JwtAuthenticator {
             return Verdict::Deny {
                 denial: Denial::Expired,
                 reason: "the token has expired".into(),
-                public: Some("The token has expired; get a new one.".to_owned()),
+                public: Some(EXPIRED.to_owned()),
             };
         }
         match claims.get("nbf").map(millis) {
@@ -411,6 +436,30 @@ impl JwtAuthenticator {
         };
         Some(roles).filter(|roles| are_roles(roles))
     }
+}
+
+/// Whether `text` can be a `typ`: a media type without parameters, whose `application/` may be left out.
+fn is_type(text: &str) -> bool {
+    let is_word = |word: &str| {
+        !word.is_empty()
+            && word
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "!#$&-^_.+".contains(c))
+    };
+    match text.split_once('/') {
+        None => is_word(text),
+        Some((kind, of_that_kind)) => is_word(kind) && is_word(of_that_kind),
+    }
+}
+
+/// Whether two `typ`s are the same as RFC 7515 (4.1.9) compares them: without regard to case, and
+/// with `application/` before what has no slash.
+fn is_same_type(one: &str, other: &str) -> bool {
+    fn full(typ: &str) -> (&str, &str) {
+        typ.split_once('/').unwrap_or(("application", typ))
+    }
+    let ((kind, word), (other_kind, other_word)) = (full(one), full(other));
+    kind.eq_ignore_ascii_case(other_kind) && word.eq_ignore_ascii_case(other_word)
 }
 
 /// The claim called `path`, or the one that it leads to.

@@ -14,6 +14,8 @@ mod callout;
 mod certificate;
 #[cfg(feature = "exec")]
 mod exec;
+#[cfg(any(feature = "_client", feature = "exec", feature = "password"))]
+mod fair;
 #[cfg(feature = "http")]
 mod http;
 #[cfg(feature = "jwt")]

@@ -63,7 +63,7 @@ pub use self::{
     file::{BadLine, BadUser, Fault, FileError, Outcome, SetError, set},
     hash::{BadHash, HashFailed},
 };
-use crate::watch::{Watch, follow};
+use crate::watch::{Unusable, Watch, follow};
 
 /// The most bytes a password may have. A longer one is wrong, and costs no hash.
 const PASSWORD_BYTES: usize = 1024;
@@ -101,8 +101,9 @@ pub struct Password {
     /// and gives that back after two seconds without work.
     #[serde(default)]
     pub hash_threads: usize,
-    /// How many log-ins may wait for such a thread, at most 10,000; further ones are told to try
-    /// again in a second. Default 64. 0 means that none waits.
+    /// How many log-ins may wait for such a thread, at most 10,000, in turns by address; further ones
+    /// are told to try again in a second, first those whose address has most waiting. Default 64. 0
+    /// means that none waits.
     #[serde(default = "default_queue")]
     pub hash_queue: usize,
 }
@@ -244,7 +245,8 @@ impl Authenticator for PasswordAuthenticator {
             return wrong;
         }
         let hash = known.map_or_else(|| users.decoy(&self.order, user), |user| &user.hash);
-        match (self.check(&users, hash, password).await, known) {
+        let checked = self.check(request, &users, hash, password).await;
+        match (checked, known) {
             (Ok(Ok(true)), Some(user)) => Verdict::Allow(
                 Principal::vouched(user.name.as_str()).with_roles(user.roles.clone()),
             ),
@@ -268,7 +270,7 @@ impl Authenticator for PasswordAuthenticator {
             let users = Arc::clone(&self.users.read());
             // Whatever comes of it: the verdict is another's.
             let _ = self
-                .check(&users, users.decoy(&self.order, user), password)
+                .check(request, &users, users.decoy(&self.order, user), password)
                 .await;
         }
     }
@@ -290,12 +292,13 @@ fn presented(credentials: &Credentials) -> Option<(&String, &SecretString)> {
 impl PasswordAuthenticator {
     async fn check(
         &self,
+        request: &AuthRequest,
         users: &Users,
         hash: &Arc<Hash>,
         password: &SecretString,
     ) -> Result<Result<bool, HashFailed>, Undone> {
         let (hash, password, most) = (Arc::clone(hash), password.clone(), users.blocks);
-        let check = self.pool.run(move |memory| {
+        let check = self.pool.run(request.address.into(), move |memory| {
             // A hash that the file no longer has may have been larger than all that it has now.
             memory.limit(most);
             hash.check(&password, memory)
@@ -303,11 +306,14 @@ impl PasswordAuthenticator {
         check.await
     }
 
-    fn read(&self) -> Result<Users, FileError> {
-        Users::read(&self.path, &self.order)
+    fn read(&self) -> Result<Users, Unusable<FileError>> {
+        Users::read(&self.path, &self.order).map_err(|error| match error {
+            FileError::Read { .. } => Unusable::Unread(error),
+            _ => Unusable::Bad(error),
+        })
     }
 
-    fn take(&self, read: Result<Users, FileError>) {
+    fn take(&self, read: Result<Users, Unusable<FileError>>) {
         match read {
             Ok(users) => {
                 let users = Arc::new(users);
@@ -408,7 +414,7 @@ mod tests {
         pool::tests::{at_once, poll_once},
         *,
     };
-    use crate::watch::LOOK_EVERY;
+    use crate::{fair::Party, watch::LOOK_EVERY};
 
     /// A folder with a file `users` in it.
     fn folder(text: &str) -> TempDir {
@@ -464,7 +470,7 @@ mod tests {
             let (begun, started) = oneshot::channel();
             let authenticator = Arc::clone(authenticator);
             tasks.spawn(async move {
-                let held = authenticator.pool.run(move |_| {
+                let held = authenticator.pool.run(Party::SERVER, move |_| {
                     begun.send(()).unwrap();
                     opened.recv().ok();
                     Ok(false)
@@ -765,7 +771,9 @@ mod tests {
         let path = folder.path().join("users");
         let staff = start("file = \"users\"\nhash_threads = 1", &folder).await;
         let holds = async |blocks: usize| {
-            let held = staff.pool.run(move |memory| Ok(memory.held() == blocks));
+            let held = staff
+                .pool
+                .run(Party::SERVER, move |memory| Ok(memory.held() == blocks));
             held.await.unwrap().unwrap()
         };
         for (user, password) in [("bob", "b"), ("alice", "a")] {
@@ -775,7 +783,7 @@ mod tests {
         }
 
         fs::write(&path, format!("alice:{small}\n")).unwrap();
-        staff.take(Users::read(&path, &staff.order));
+        staff.take(staff.read());
         assert!(is_wrong(&log_in(&staff, "alice", "b").await));
         assert!(holds(8).await, "after the file was read anew");
     }
@@ -808,6 +816,17 @@ mod tests {
             log_in(&staff, "alice", "a").await,
             Verdict::Abstain
         ));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_can_not_be_read_is_tried_again_and_a_faulty_one_is_not() {
+        let folder = folder("");
+        let path = folder.path().join("users");
+        let staff = start("file = \"users\"", &folder).await;
+        fs::write(&path, "alice:plain\n").unwrap();
+        assert!(matches!(staff.read(), Err(Unusable::Bad(_))));
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(staff.read(), Err(Unusable::Unread(_))));
     }
 
     #[tokio::test]

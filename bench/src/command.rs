@@ -32,6 +32,8 @@ const PASSWORD: &str = "CHINWAG_PASSWORD";
 
 /// The most users that log in at once: each has a thread here.
 const MOST_LOGINS: usize = 2000;
+/// How long system calls are counted at most: the server is slow meanwhile.
+const TRACED: Duration = Duration::from_secs(2);
 /// Longest time that a part of a run may take.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -41,7 +43,8 @@ Scenarios, with defaults that options override:
   batched            a room of 1,000, 16 messages on their way at any time
   many-rooms         500 rooms of 10: 1,500 messages a second in all, and then
                      4 on their way in each room
-  idle               5,000 connections without traffic: memory, bytes a minute
+  idle               5,000 connections without traffic: memory, and bytes a
+                     minute, over as long as signs of life take to come round
   join-storm         5,000 members join one room at once
   login-storm        200 users log in at once with passwords, beside a room of
                      100 with 50 messages a second
@@ -143,7 +146,7 @@ pub struct Bench {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Draw latency by percentile
+    /// Draw latency by percentile, where messages are sent
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -375,6 +378,7 @@ impl Bench {
             (self.payload.is_some(), "--payload"),
             (self.publishers.is_some(), "--publishers"),
             (self.syscalls, "--syscalls"),
+            (self.svg.is_some(), "--svg"),
         ];
         let is_fixed = matches!(
             scenario,
@@ -418,7 +422,9 @@ impl Bench {
         settings.warm_up = self.warm_up.unwrap_or(settings.warm_up);
         settings.settle = self.settle.unwrap_or(settings.settle);
         settings.stalled_percent = self.stalled.unwrap_or(settings.stalled_percent);
-        settings.syscalls = self.syscalls;
+        settings.syscalls = self.syscalls.then(|| TRACED.min(settings.window));
+        // Who asks for a length gets that.
+        settings.whole_periods &= self.duration.is_none();
         settings.gzip = self.gzip;
         if !(0.0..100.0).contains(&settings.stalled_percent) {
             return Err(BenchError::Usage(
@@ -563,6 +569,8 @@ mod tests {
         let rooms = settings("many-rooms --members 20 --in-flight 2").unwrap();
         assert_eq!((rooms.rooms, rooms.paces.len()), (20, 1));
         assert_eq!(settings("many-rooms").unwrap().paces.len(), 2);
+        assert!(settings("idle").unwrap().whole_periods);
+        assert!(!settings("idle --duration 10s").unwrap().whole_periods);
         assert_eq!(
             settings("batched --duration 2s").unwrap().window,
             Duration::from_secs(2)
@@ -574,6 +582,8 @@ mod tests {
         for line in [
             "idle --rate 5",
             "join-storm --payload 64",
+            "idle --svg plot.svg",
+            "join-storm --svg plot.svg",
             "lone --stalled 5",
             "slow-readers --stalled 100",
             "slow-readers --rooms 2",

@@ -7,7 +7,7 @@
 use std::{
     io::{self, Write as _},
     mem,
-    ops::AddAssign,
+    ops::{AddAssign, Range},
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
@@ -88,6 +88,10 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes that the members sent.
     pub bytes_out: u64,
+    /// Answers to polls, and those among them that came compressed.
+    pub answers: u64,
+    /// The same.
+    pub compressed: u64,
 }
 
 impl Traffic {
@@ -98,6 +102,8 @@ impl Traffic {
             reads: self.reads - before.reads,
             bytes_in: self.bytes_in - before.bytes_in,
             bytes_out: self.bytes_out - before.bytes_out,
+            answers: self.answers - before.answers,
+            compressed: self.compressed - before.compressed,
         }
     }
 }
@@ -107,6 +113,8 @@ impl AddAssign for Traffic {
         self.reads += more.reads;
         self.bytes_in += more.bytes_in;
         self.bytes_out += more.bytes_out;
+        self.answers += more.answers;
+        self.compressed += more.compressed;
     }
 }
 
@@ -148,8 +156,10 @@ pub(crate) struct Context {
     /// Members that are where they should be.
     pub(crate) there: usize,
     pub(crate) traffic: Traffic,
-    /// How often a silent session has to show that it lives; zero: never.
+    /// How often members send a sign of life by themselves; zero: never.
     pub(crate) ping_every: Duration,
+    /// How often a connection without traffic has some all the same, whoever begins; zero: never, or nobody told.
+    pub(crate) period: Duration,
     /// What fills a text up to its length.
     pub(crate) padding: Vec<u8>,
     /// Where a member's connection is registered if it needs another one.
@@ -208,6 +218,7 @@ impl Crowd {
                 there: 0,
                 traffic: Traffic::default(),
                 ping_every: Duration::ZERO,
+                period: Duration::ZERO,
                 padding,
                 registry,
                 object: Vec::new(),
@@ -235,6 +246,12 @@ impl Crowd {
         self.cx.traffic
     }
 
+    /// How often a connection without traffic has some all the same; `None` if it has none, or the server does not tell.
+    #[must_use]
+    pub fn period(&self) -> Option<Duration> {
+        (!self.cx.period.is_zero()).then_some(self.cx.period)
+    }
+
     /// Lets so many more members in, as far as the bound on those under way allows; [`Crowd::turn`] brings them on.
     /// Returns whether all `wanted` members are where they should be.
     ///
@@ -259,10 +276,30 @@ impl Crowd {
     /// # Errors
     /// If a connection fails.
     pub fn join_all(&mut self) -> Result<(), CrowdError> {
-        self.cx.join = true;
         self.cx.there = 0;
-        for at in 0..self.members {
+        self.join(0..self.members)
+    }
+
+    /// Tells `members`, who are logged in and in no room, to join.
+    ///
+    /// # Errors
+    /// If a connection fails.
+    pub fn join(&mut self, members: Range<usize>) -> Result<(), CrowdError> {
+        self.cx.join = true;
+        for at in members {
             let done = self.links[at].join(&mut self.cx);
+            self.settle(at, done)?;
+        }
+        Ok(())
+    }
+
+    /// Tells `members`, who are in their rooms, to leave them.
+    ///
+    /// # Errors
+    /// If a connection fails.
+    pub fn leave(&mut self, members: Range<usize>) -> Result<(), CrowdError> {
+        for at in members {
+            let done = self.links[at].leave(&mut self.cx);
             self.settle(at, done)?;
         }
         Ok(())
@@ -395,6 +432,26 @@ impl Crowd {
         Ok(true)
     }
 
+    /// What `member` says waits until it is [let go](Crowd::let_go).
+    ///
+    /// # Errors
+    /// If it needs another connection to speak, and that can't be begun.
+    pub fn hold(&mut self, member: usize) -> Result<(), CrowdError> {
+        let at = self.mouth(member)?;
+        self.links[at].hold();
+        Ok(())
+    }
+
+    /// All that `member` said leaves in one write.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn let_go(&mut self, member: usize) -> Result<(), CrowdError> {
+        let at = self.mouth(member)?;
+        let done = self.links[at].let_go(&mut self.cx);
+        self.settle(at, done)
+    }
+
     /// The connection that `member` speaks through. A poll that waits keeps its connection busy, so that a polling
     /// member has a second one, opened when it first speaks and again where the server has closed it.
     fn mouth(&mut self, member: usize) -> Result<usize, CrowdError> {
@@ -415,7 +472,7 @@ impl Crowd {
     ///
     /// # Errors
     /// If the system does not let go of their sockets.
-    pub fn stall(&mut self, members: std::ops::Range<usize>) -> Result<(), CrowdError> {
+    pub fn stall(&mut self, members: Range<usize>) -> Result<(), CrowdError> {
         for link in &mut self.links[members] {
             link.stall();
             self.poll
@@ -430,7 +487,7 @@ impl Crowd {
     ///
     /// # Errors
     /// If a socket has none.
-    pub fn local_ports(&mut self, members: std::ops::Range<usize>) -> Result<Vec<u16>, CrowdError> {
+    pub fn local_ports(&mut self, members: Range<usize>) -> Result<Vec<u16>, CrowdError> {
         self.links[members]
             .iter_mut()
             .map(|link| {
@@ -446,7 +503,7 @@ impl Crowd {
     /// If the crowd fails.
     pub fn fates(
         &mut self,
-        members: std::ops::Range<usize>,
+        members: Range<usize>,
         limit: Duration,
         hearing: &mut Hearing,
     ) -> Result<Vec<Fate>, CrowdError> {

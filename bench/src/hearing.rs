@@ -251,6 +251,14 @@ impl Hearing {
         self.members[member].rev = rev.unwrap_or(0);
     }
 
+    /// `member` has left its room, where nobody speaks: nothing is expected of it until it arrives again.
+    pub fn left(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        if member.sequence.take().is_some() && !member.stopped {
+            self.rooms[member.room].members -= 1;
+        }
+    }
+
     /// From now on nothing is expected of `member`: it may be sent less than the others.
     pub fn stop(&mut self, member: usize) {
         let member = &mut self.members[member];
@@ -394,6 +402,20 @@ impl Hearing {
         self.not_come
     }
 
+    /// Messages that were left out between others for members that are stopped, where the server does not number them:
+    /// it has promised nothing else.
+    #[must_use]
+    pub fn passed_over(&self) -> u64 {
+        let stopped = self.members.iter().filter(|member| member.stopped);
+        let sequences = stopped.filter_map(|member| member.sequence.as_ref());
+        let left_out = sequences.map(|sequence| sequence.lost(sequence.next() - 1));
+        if self.numbers {
+            0
+        } else {
+            left_out.fold(0, u64::saturating_add)
+        }
+    }
+
     /// What was wrong so far.
     #[must_use]
     pub fn wrong(&self) -> Wrong {
@@ -410,7 +432,9 @@ impl Hearing {
                 } else {
                     self.rooms[member.room].highest
                 };
-                add(&mut wrong.lost, sequence.lost(last));
+                if self.numbers || !member.stopped {
+                    add(&mut wrong.lost, sequence.lost(last));
+                }
                 add(&mut wrong.repeated, sequence.repeated());
                 add(&mut wrong.reordered, sequence.reordered());
             }
@@ -812,6 +836,26 @@ mod tests {
             hearing.sent(0, DUE, DUE);
         }
         hearing
+    }
+
+    #[test]
+    fn who_stopped_may_be_passed_over_by_a_server_that_numbers_nothing_and_by_no_other() {
+        for numbers in [false, true] {
+            let mut hearing = after(numbers, 4);
+            hearing.stop(1);
+            let object = |number| match numbers {
+                true => message(number),
+                false => text(number),
+            };
+            for number in 1..=4 {
+                tell(&mut hearing, 0, &object(number));
+            }
+            for number in [1, 4] {
+                tell(&mut hearing, 1, &object(number));
+            }
+            let expected = if numbers { (2, 0) } else { (0, 2) };
+            assert_eq!((hearing.wrong().lost, hearing.passed_over()), expected);
+        }
     }
 
     fn tell(hearing: &mut Hearing, member: usize, object: &str) {

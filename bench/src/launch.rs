@@ -105,7 +105,8 @@ impl Running {
         names: &[&str],
     ) -> Result<(Self, Vec<SocketAddr>), LaunchError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null());
+        // The other end is this process's alone: however that ends, a program that listens for it learns of it.
+        command.stdin(Stdio::piped());
         match speaks {
             Speaks::OnStdout => command.stdout(Stdio::piped()),
             Speaks::OnStderr | Speaks::Nothing(_) => {

@@ -22,8 +22,8 @@ use crate::{
 /// Digits at the beginning of every text: when the message was due, in nanoseconds of the client's stopwatch, and
 /// which of its room it was.
 pub const HEAD_BYTES: usize = 32;
-/// How long a poll asks the server to wait, in seconds; servers may cut it.
-const WAIT_SECONDS: u64 = 60;
+/// How long a poll asks the server to wait, in seconds: as long as it lets one unless it is told otherwise.
+const WAIT_SECONDS: u64 = 30;
 /// The key of every upgrade: it guards against caches, of which there are none here.
 const UPGRADE_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -42,6 +42,8 @@ pub enum Stage {
     Joining,
     /// A member of its room.
     Present,
+    /// The way out of the room is not answered yet.
+    Leaving,
 }
 
 impl Stage {
@@ -55,6 +57,7 @@ impl Stage {
             Self::LoggedIn => "logged in",
             Self::Joining => "joining",
             Self::Present => "present",
+            Self::Leaving => "leaving",
         }
     }
 }
@@ -153,6 +156,8 @@ pub(crate) struct Link {
     /// Requests that are not answered.
     asked: u64,
     stalled: bool,
+    /// Whether what it says waits to be let go.
+    held: bool,
     over: Option<Fate>,
 }
 
@@ -168,6 +173,7 @@ impl Link {
             session: Box::default(),
             asked: 0,
             stalled: false,
+            held: false,
             over: None,
         })
     }
@@ -195,6 +201,19 @@ impl Link {
     /// Bytes that wait for the socket.
     pub(crate) fn unsent(&self) -> usize {
         self.outbox.len()
+    }
+
+    /// From now on what it says waits.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// All that waits leaves in one write, as far as the socket takes it.
+    pub(crate) fn let_go(&mut self, cx: &mut Context) -> Result<(), Trouble> {
+        self.held = false;
+        let done = self.flush();
+        cx.traffic += self.stream.take_traffic();
+        done
     }
 
     pub(crate) fn stall(&mut self) {
@@ -345,6 +364,13 @@ impl Link {
         }
     }
 
+    /// Out of the room again, where the protocol has a word for it. Nobody may speak there until that is answered.
+    pub(crate) fn leave(&mut self, cx: &mut Context) -> Result<(), Trouble> {
+        self.stage = Stage::Leaving;
+        let leave = json!({"type": "leave", "id": 3, "room": cx.room(self.member)});
+        self.command("/v1/commands", &leave, cx)
+    }
+
     fn arrived(&mut self, cx: &mut Context) {
         self.stage = Stage::Present;
         cx.there += 1;
@@ -473,7 +499,8 @@ impl Link {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        let taken = if self.outbox.is_empty() && self.stage != Stage::Connecting {
+        let may_write = !self.held && self.stage != Stage::Connecting;
+        let taken = if self.outbox.is_empty() && may_write {
             self.write_once(bytes)?
         } else {
             0
@@ -634,8 +661,11 @@ impl Link {
         match (self.stage, &*reply.kind) {
             (Stage::LoggingIn, "session") => {
                 // Over WebSocket the server asks for signs of life itself, and a poll that waits is one.
-                if cx.target.dialect == Dialect::Chinwag(Framing::Lines) {
-                    cx.ping_every = Duration::from_millis(reply.ping_every_ms);
+                let every = Duration::from_millis(reply.ping_every_ms);
+                match cx.target.dialect {
+                    Dialect::Polling => cx.period = Duration::from_secs(WAIT_SECONDS),
+                    Dialect::Chinwag(Framing::Lines) => (cx.ping_every, cx.period) = (every, every),
+                    _ => cx.period = every,
                 }
                 hearing.named(self.member, &reply.user.ok_or_else(told)?);
                 self.session = reply.session.unwrap_or_default().into();
@@ -649,7 +679,14 @@ impl Link {
                 self.arrived(cx);
                 Ok(())
             }
-            (_, "pong") => Ok(()),
+            (Stage::Leaving, "left") => {
+                hearing.left(self.member);
+                self.stage = Stage::LoggedIn;
+                cx.there -= 1;
+                Ok(())
+            }
+            // Told before the answer, and nothing to who is on the way out.
+            (Stage::Leaving, "presence") | (_, "pong") => Ok(()),
             _ => Err(told()),
         }
     }
@@ -666,6 +703,10 @@ impl Link {
         };
         let (body, end) = (&bytes[answer.body.clone()], answer.body.end);
         self.asked = self.asked.saturating_sub(1);
+        if self.stage == Stage::Present && !self.hand {
+            cx.traffic.answers += 1;
+            cx.traffic.compressed += u64::from(answer.gzip);
+        }
         if answer.last {
             self.part(cx)?;
         }
@@ -778,7 +819,12 @@ impl Link {
             }
             (_, Verb::Ping) => self.say(cx, |_, out| out.extend_from_slice(b"PONG\r\n"))?,
             (_, Verb::Info | Verb::Pong | Verb::Good) => (),
-            (_, Verb::Message | Verb::Refused) => return Err(Trouble::Told(shown(payload))),
+            // nats-server says so before it hangs up, such as to those who don't read.
+            (_, Verb::Refused) => {
+                let (code, message) = (shown(payload), "-ERR".to_owned());
+                return Err(Trouble::Bye { code, message });
+            }
+            (_, Verb::Message) => return Err(Trouble::Told(shown(payload))),
         }
         Ok(Some(piece.end))
     }

@@ -29,7 +29,7 @@ use crate::{
     link::HEAD_BYTES,
     plot::Curve,
     progress::Progress,
-    target::{Names, Target},
+    target::{Dialect, Names, Target},
 };
 
 /// Longest text that a load may have; the server's own limit is usually far below.
@@ -156,6 +156,8 @@ pub struct Part {
     pub deliveries_per_read: f64,
     /// Bytes that the server sent for one delivery, everything included but the headers of TCP and IP.
     pub wire_bytes_per_delivery: f64,
+    /// How many of a hundred answers to polls came compressed, where members take that.
+    pub compressed_percent: Option<f64>,
     /// From when a message was due to when a member had read it; from its sending where the pace is a number of
     /// messages in flight.
     pub latency_us: Latency,
@@ -253,6 +255,8 @@ pub struct Run<'p> {
     /// Messages of each room so far, over all phases.
     numbers: Vec<u64>,
     stalled: Range<usize>,
+    /// Whether messages that are sent at once leave in one write.
+    together: bool,
     enough: Arc<AtomicBool>,
 }
 
@@ -287,6 +291,7 @@ impl<'p> Run<'p> {
             numbers: vec![0; load.rooms],
             progress,
             stalled,
+            together: false,
             enough: Arc::default(),
             load,
         })
@@ -321,6 +326,46 @@ impl<'p> Run<'p> {
         self.crowd.join_all()?;
         self.gather(self.load.members, true)?;
         Ok(self.load.watch.elapsed() - start)
+    }
+
+    /// From now on messages of a publisher that are sent at once leave in one write, so that it is no matter of luck
+    /// which of them the server reads together.
+    pub fn send_together(&mut self) {
+        self.together = true;
+    }
+
+    /// Has the last `count` members, none of whom has spoken yet, leave their rooms and come in again, so often. Nobody
+    /// else may speak meanwhile, and rooms must not tell of it.
+    ///
+    /// # Errors
+    /// If the server knows no such thing, or as for [`Run::gather`].
+    pub fn come_and_go(&mut self, count: usize, times: u64) -> Result<(), LoadError> {
+        let speaks = matches!(self.load.target.dialect, Dialect::Chinwag(_));
+        if !speaks || count > self.load.members {
+            return Err(LoadError::Plan(
+                "members come and go over lines or WebSocket, and only as many as there are",
+            ));
+        }
+        let who = self.load.members - count..self.load.members;
+        for _ in 0..times {
+            self.crowd.leave(who.clone())?;
+            self.until(who.start)?;
+            self.crowd.join(who.clone())?;
+            self.until(who.end)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until so many members are in their rooms.
+    fn until(&mut self, present: usize) -> Result<(), LoadError> {
+        let start = self.load.watch.elapsed();
+        while self.crowd.present() != present {
+            if self.load.watch.elapsed() - start > self.load.gather_limit {
+                return Err(self.crowd.too_late(present, self.load.gather_limit).into());
+            }
+            self.crowd.turn(SLICE, &mut self.hearing)?;
+        }
+        Ok(())
     }
 
     /// Waits until everybody has heard of everybody, which is told after some time where presence is batched; at most
@@ -432,6 +477,8 @@ impl<'p> Run<'p> {
             deliveries_per_second: deliveries as f64 / seconds,
             deliveries_per_read: each(deliveries, traffic.reads),
             wire_bytes_per_delivery: each(traffic.bytes_in, deliveries),
+            compressed_percent: (self.load.target.gzip && traffic.answers > 0)
+                .then(|| 100.0 * each(traffic.compressed, traffic.answers)),
             latency_us: Latency::of(self.hearing.latency()),
             latency_at_least,
             sent_late_us: self.sent_late.value_at_quantile(0.99),
@@ -474,6 +521,19 @@ impl<'p> Run<'p> {
     #[must_use]
     pub fn enough(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.enough)
+    }
+
+    /// Messages that members who stopped reading were not sent, by a server that numbers none: its own rule.
+    #[must_use]
+    pub fn passed_over(&self) -> u64 {
+        self.hearing.passed_over()
+    }
+
+    /// How often a member without traffic shows that it lives, as far as the server told or polls make it; `None` if
+    /// it need not.
+    #[must_use]
+    pub fn period(&self) -> Option<Duration> {
+        self.crowd.period()
     }
 
     /// What was wrong with what members heard so far.
@@ -640,12 +700,19 @@ impl<'p> Run<'p> {
                 return Ok(messages);
             }
             for room in hungry.drain(..) {
+                let publishers = self.together.then(|| self.publishers(room));
+                for member in publishers.clone().into_iter().flatten() {
+                    self.crowd.hold(member)?;
+                }
                 while self.hearing.open(room) < most && messages < all {
                     if !self.publish(room, self.load.watch.elapsed())? {
                         stuck.push(room);
                         break;
                     }
                     messages += 1;
+                }
+                for member in publishers.into_iter().flatten() {
+                    self.crowd.let_go(member)?;
                 }
             }
             let wait = if stuck.is_empty() { end - now } else { MOMENT };
@@ -654,6 +721,11 @@ impl<'p> Run<'p> {
             hungry.append(&mut stuck);
             self.hearing.take_freed(&mut hungry);
         }
+    }
+
+    fn publishers(&self, room: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let rooms = self.load.rooms;
+        (0..self.load.publishers).map(move |turn| room + turn * rooms)
     }
 
     /// Sends the next message of `room`, which was due at `due`; false if the publisher's socket has to catch up first.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     floor::Mode,
     launch::{LaunchError, Running, Speaks},
-    served::{ServeError, Served},
+    served::{ServeError, Served, TIMEOUT},
     target::{Dialect, Over, Target},
     wire::Framing,
 };
@@ -52,6 +52,12 @@ impl Contender {
             Self::Ws => "ws",
             Self::Uws => "uws",
         }
+    }
+
+    /// Whether it is the server of others.
+    #[must_use]
+    pub const fn is_peer(self) -> bool {
+        !matches!(self, Self::Floor | Self::Chinwag)
     }
 
     /// What it speaks over a transport; `None` where it does not take part.
@@ -132,12 +138,7 @@ impl Opponent {
         let (command, speaks, folder) = match contender {
             Contender::Chinwag => {
                 let served = Served::start(&programs.server, over.is_tls())?;
-                let target = served.target(over);
-                return Ok(Self {
-                    process: Process::Served(served),
-                    target,
-                    _folder: None,
-                });
+                return Ok(Self::of(served, over));
             }
             Contender::Floor => {
                 let framing = match over {
@@ -179,6 +180,38 @@ impl Opponent {
             target: Target::here(dialect, addrs[0]),
             _folder: folder,
         })
+    }
+
+    /// Starts chinwag for clients over TCP, of whom only these get in: lines of a password file.
+    ///
+    /// # Errors
+    /// If it does not start or does not listen.
+    pub fn start_for(users: &str, programs: &Programs) -> Result<Self, PeerError> {
+        let served = Served::start_for(&programs.server, users)?;
+        Ok(Self::of(served, Over::Tcp))
+    }
+
+    /// Starts chinwag for clients over `over`, with this time after which it ends silent sessions.
+    ///
+    /// # Errors
+    /// As for [`Opponent::start_for`].
+    pub fn start_patient(
+        over: Over,
+        timeout: &str,
+        programs: &Programs,
+    ) -> Result<Self, PeerError> {
+        let program = &programs.server;
+        let settings = [(TIMEOUT, timeout)];
+        let served = Served::start_as(program, Command::new(program), over.is_tls(), &settings)?;
+        Ok(Self::of(served, over))
+    }
+
+    fn of(served: Served, over: Over) -> Self {
+        Self {
+            target: served.target(over),
+            process: Process::Served(served),
+            _folder: None,
+        }
     }
 
     /// How to come in.

@@ -78,6 +78,9 @@ pub struct Memory {
 pub struct Idle {
     /// How long nothing was sent, in seconds.
     pub seconds: f64,
+    /// How often a connection shows all the same that it lives, in seconds: what the server told, or how long a poll
+    /// waits. Null where neither is known or needed.
+    pub period_seconds: Option<f64>,
     /// Bytes that the server sent on each connection, in a minute.
     pub bytes_in_per_minute: f64,
     /// Bytes that each client sent, in a minute.
@@ -362,10 +365,18 @@ impl Idle {
         lines.add(
             "idle",
             format!(
-                "{:.0} bytes a minute to each client and {:.0} from it",
-                self.bytes_in_per_minute, self.bytes_out_per_minute
+                "{:.0} bytes a minute to each client and {:.0} from it, in {:.1} s",
+                self.bytes_in_per_minute, self.bytes_out_per_minute, self.seconds
             ),
         );
+        let signs = match self.period_seconds {
+            Some(period) if period > self.seconds => {
+                format!("every {period} s: hardly any of them are in these bytes")
+            }
+            Some(period) => format!("every {period} s"),
+            None => "none are asked for".to_owned(),
+        };
+        lines.add("signs of life", signs);
         if let Some(percent) = self.server_cpu_percent {
             lines.add("server CPU", format!("{percent:.2} % of a core"));
         }
@@ -446,6 +457,12 @@ impl Stalled {
                 self.readers, self.still_there
             ),
         );
+        if self.passed_over > 0 {
+            lines.add(
+                "left out",
+                format!("{} messages for them", grouped(self.passed_over)),
+            );
+        }
         if let Some([first, middle, last]) = self.seconds_until_ended {
             lines.add(
                 "ended after",
@@ -513,6 +530,12 @@ fn parts(parts: &[Part], lines: &mut Lines) {
     row("  bytes", &|part| {
         format!("{:.0}", part.wire_bytes_per_delivery)
     });
+    if parts.iter().any(|part| part.compressed_percent.is_some()) {
+        row("  compressed", &|part| {
+            let percent = part.compressed_percent;
+            percent.map_or_else(|| "–".to_owned(), |percent| format!("{percent:.0} %"))
+        });
+    }
     // A rate has a schedule, and what a slow server holds up is late by it.
     row("latency from", &|part| match part.pace {
         Pace::PerSecond(_) => "when due".to_owned(),

@@ -12,7 +12,7 @@ use crate::{
     login_storm,
     progress::Progress,
     report::{Gather, Idle, Memory, Report, Storm},
-    stalled,
+    stalled::{self, Stalled},
     syscalls::Counting,
     target::{Names, Target},
 };
@@ -21,8 +21,10 @@ use crate::{
 const FIRST: usize = 200;
 /// Members of the small room beside the huge one, and what is said there in a second.
 const SMALL: (usize, f64) = (10, 50.0);
-/// How long system calls are counted at most: the server is slow meanwhile.
-const TRACED: Duration = Duration::from_secs(2);
+/// Signs of life that come less often than this are not waited for.
+const LONGEST_PERIOD: Duration = Duration::from_secs(120);
+/// How long those that stopped reading are looked at in the end.
+const FATES: Duration = Duration::from_secs(1);
 /// A window that is over when somebody says so.
 const ENDLESS: Duration = Duration::from_secs(3600);
 
@@ -95,8 +97,9 @@ impl Scenario {
             stalled_percent: 0.0,
             gather_limit: Duration::from_secs(60),
             drain_limit: DRAIN_LIMIT,
-            syscalls: false,
+            syscalls: None,
             gzip: false,
+            whole_periods: false,
             logins: 0,
         };
         match self {
@@ -122,6 +125,7 @@ impl Scenario {
                 paces: Vec::new(),
                 window: Duration::from_secs(10),
                 settle: Duration::from_secs(2),
+                whole_periods: true,
                 ..lone
             },
             Self::JoinStorm => Settings {
@@ -204,10 +208,13 @@ pub struct Settings {
     pub gather_limit: Duration,
     /// Longest wait for what is still on its way in the end.
     pub drain_limit: Duration,
-    /// Whether system calls are counted, in a window of their own.
-    pub syscalls: bool,
+    /// How long system calls are counted, in a window of their own, in which the server may be slow; if at all.
+    pub syscalls: Option<Duration>,
     /// Whether those who poll take compressed answers.
     pub gzip: bool,
+    /// Whether a window without traffic is made longer until each connection shows that it lives equally often, such
+    /// as once or twice. What comes less often than every two minutes is not waited for.
+    pub whole_periods: bool,
     /// Users that log in at once.
     pub logins: usize,
 }
@@ -364,7 +371,8 @@ impl<'s> Stage<'s> {
 
     /// A window of its own, in which nothing else counts.
     fn count_syscalls(&mut self, run: &mut Run<'_>) -> Result<(), LoadError> {
-        let (true, Some(&(_, pace))) = (self.settings.syscalls, self.settings.paces.last()) else {
+        let (Some(window), Some(&(_, pace))) = (self.settings.syscalls, self.settings.paces.last())
+        else {
             return Ok(());
         };
         let Some(pid) = self.subject.pid else {
@@ -374,7 +382,6 @@ impl<'s> Stage<'s> {
         };
         let counted = match Counting::attach(pid) {
             Ok(counting) => {
-                let window = TRACED.min(self.settings.window);
                 let part = run.measure("system calls", pace, window, None)?;
                 counting.finish(part.deliveries)
             }
@@ -387,7 +394,11 @@ impl<'s> Stage<'s> {
     fn idle(mut self) -> Result<Report, LoadError> {
         let mut run = self.gather(true)?;
         let meter = self.subject.pid.map(Meter::read).transpose()?;
-        let window = self.settings.window;
+        let period = run.period();
+        let window = match period {
+            Some(period) if self.settings.whole_periods => whole(self.settings.window, period),
+            _ => self.settings.window,
+        };
         let traffic = run.rest(window)?;
         let server = meter
             .map(|meter| Meter::since(&meter, window, 0))
@@ -396,6 +407,7 @@ impl<'s> Stage<'s> {
         let each = |bytes: u64| bytes as f64 / self.settings.members as f64 / minutes;
         self.report.idle = Some(Idle {
             seconds: window.as_secs_f64(),
+            period_seconds: period.map(|period| period.as_secs_f64()),
             bytes_in_per_minute: each(traffic.bytes_in),
             bytes_out_per_minute: each(traffic.bytes_out),
             server_cpu_percent: server.map(|used| used.cpu_percent),
@@ -479,8 +491,11 @@ impl<'s> Stage<'s> {
         let sampler = stalled::Sampler::start(self.subject.target.addr, ports, pid, self.watch);
         let some = run.measure("some stall", pace, window, pid)?;
         let samples = sampler.finish();
-        let fates = run.fates(Duration::from_secs(2))?;
-        let stalled = stalled::summary(&all, &some, &fates, run.departures(), samples);
+        let fates = run.fates(FATES)?;
+        let stalled = Stalled {
+            passed_over: run.passed_over(),
+            ..stalled::summary(&all, &some, &fates, run.departures(), samples)
+        };
         self.report.stalled = Some(stalled);
         self.report.parts = vec![all, some];
         self.done(&mut [run])
@@ -545,9 +560,35 @@ impl<'s> Stage<'s> {
     }
 }
 
+/// The least multiple of `period` that is no shorter than `window`; that itself if the period is too long to be waited
+/// for.
+fn whole(window: Duration, period: Duration) -> Duration {
+    if period.is_zero() || period > LONGEST_PERIOD {
+        return window;
+    }
+    let times = window.as_nanos().div_ceil(period.as_nanos()).max(1);
+    period * u32::try_from(times).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_is_made_longer_to_whole_periods_that_can_be_waited_for() {
+        let seconds = Duration::from_secs;
+        for (window, period, whole_window) in [
+            (10, 15, 15),
+            (15, 15, 15),
+            (16, 15, 30),
+            (10, 120, 120),
+            (10, 121, 10),
+            (10, 0, 10),
+        ] {
+            let made = whole(seconds(window), seconds(period));
+            assert_eq!(made, seconds(whole_window), "{window} {period}");
+        }
+    }
 
     #[test]
     fn every_scenario_has_a_name_and_settings_that_can_be_carried_out() {

@@ -19,6 +19,11 @@ use crate::{
 /// What it is started with, but for the addresses: it listens on ports that the system chooses.
 pub const DOCUMENT: &str = include_str!("../bench.toml");
 
+/// The setting that says after how long silence ends a session, and what it is where nobody sets it.
+pub const TIMEOUT: &str = "CHINWAG_SESSIONS__TIMEOUT";
+/// The same.
+pub const DEFAULT_TIMEOUT: &str = "30s";
+
 /// The tables of the document that listen: lines, WebSocket, polling and metrics.
 const LISTENERS: [&str; 4] = ["line", "web", "poll", "metrics"];
 
@@ -102,9 +107,23 @@ impl Served {
     /// # Errors
     /// If it does not start, or does not listen.
     pub fn start(program: &Path, with_tls: bool) -> Result<Self, ServeError> {
+        Self::start_as(program, Command::new(program), with_tls, &[])
+    }
+
+    /// The same as `command` does it, such as a tool that runs `program`, to which the server's own arguments are
+    /// added, with `settings` in its environment.
+    ///
+    /// # Errors
+    /// As for [`Served::start`].
+    pub fn start_as(
+        program: &Path,
+        command: Command,
+        with_tls: bool,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, ServeError> {
         let folder = folder().map_err(ServeError::Document)?;
         if !with_tls {
-            return Self::launch(Command::new(program), folder, DOCUMENT, &[], None);
+            return Self::launch(command, folder, DOCUMENT, settings, None);
         }
         let keys = folder.path().join(KEYS);
         make_certificates(program, &keys)?;
@@ -114,14 +133,9 @@ impl Served {
         };
         let tls = files.read(HERE)?;
         let document = format!("{DOCUMENT}{TLS_TABLE}");
-        let settings = TLS_SETTINGS.map(|name| (name, "bench"));
-        Self::launch(
-            Command::new(program),
-            folder,
-            &document,
-            &settings,
-            Some(tls),
-        )
+        let through_tls = TLS_SETTINGS.map(|name| (name, "bench"));
+        let settings = [settings, &through_tls].concat();
+        Self::launch(command, folder, &document, &settings, Some(tls))
     }
 
     /// The same in plain text, where only these users get in: lines of a password file.
@@ -139,15 +153,6 @@ impl Served {
             &USERS_SETTINGS,
             None,
         )
-    }
-
-    /// Starts `command`, to which the server's own arguments are added, with `settings` in its environment.
-    ///
-    /// # Errors
-    /// As for [`Served::start`].
-    pub fn start_as(command: Command, settings: &[(&str, &str)]) -> Result<Self, ServeError> {
-        let folder = folder().map_err(ServeError::Document)?;
-        Self::launch(command, folder, DOCUMENT, settings, None)
     }
 
     fn launch(
@@ -168,6 +173,8 @@ impl Served {
         }
         command
             .env("NO_COLOR", "1")
+            // It ends with this process, also if that is killed.
+            .env("CHINWAG_UNTIL_EOF", "1")
             .env("CHINWAG_LOG__FORMAT", "text")
             .env("CHINWAG_LOG__LEVEL", "info")
             .env("CHINWAG_METRICS__BIND", "127.0.0.1:0");

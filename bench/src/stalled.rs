@@ -31,6 +31,9 @@ pub struct Stalled {
     pub ended: BTreeMap<String, usize>,
     /// Those that it had not ended when the window was over.
     pub still_there: usize,
+    /// Messages that were left out between others for them, by a server that numbers none. Where it does, that is a
+    /// fault.
+    pub passed_over: u64,
     /// From when they stopped until the others were told that the first, the middle and the last one had left, in
     /// seconds; where rooms don't tell, until the server closed the connection. A room that tells in batches adds up
     /// to its interval, a second unless configured otherwise.
@@ -174,6 +177,7 @@ pub fn summary(
         readers: samples.readers,
         ended,
         still_there,
+        passed_over: 0,
         seconds_until_ended: ends.map(|ends| ends.map(|end| end.as_secs_f64())),
         kernel_kib: samples.failed.is_none().then(|| Most {
             one: samples.most_one as f64 / 1024.0,

@@ -109,6 +109,7 @@ impl TlsFiles {
         };
         // Every member is a stranger: of one program, only the first would have to introduce itself.
         config.resumption = Resumption::disabled();
+        config.alpn_protocols = ["chinwag", "http/1.1"].map(Vec::from).into();
         Ok(Tls {
             config: Arc::new(config),
             name: ServerName::try_from(name)

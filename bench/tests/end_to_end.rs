@@ -635,6 +635,174 @@ fn silent_members_show_that_they_live() {
     server.join().unwrap();
 }
 
+#[test]
+fn a_client_that_is_held_up_counts_from_when_a_message_was_due_and_not_from_when_it_was_sent() {
+    const HELD_UP: Duration = Duration::from_millis(800);
+    // All messages are due long before anything of them is read, and a small window leaves most of them unsent till then.
+    let (pace, window) = (Pace::PerSecond(100.0), Duration::from_millis(300));
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind(&LOOPBACK.into()).unwrap();
+    socket.listen(1).unwrap();
+    let listener = TcpListener::from(socket);
+    let target = Target::here(
+        Dialect::Chinwag(Framing::Lines),
+        listener.local_addr().unwrap(),
+    );
+    let (begun, begin) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        for answer in [SESSION, INIT] {
+            lines.next().unwrap().unwrap();
+            writeln!(writer, "{answer}").unwrap();
+        }
+        let watch: Stopwatch = begin.recv().unwrap();
+        // It is what is looked at: a server that stops for a while.
+        thread::sleep(HELD_UP.saturating_sub(watch.elapsed()));
+        for (at, line) in lines.map_while(Result::ok).enumerate() {
+            let seq = at + 1;
+            let text = line.split(r#""text":""#).nth(1).unwrap();
+            let text = text.trim_end_matches(r#""}"#);
+            writeln!(writer, r#"{{"type":"sent","room":"r","seq":{seq},"at":1}}"#).unwrap();
+            writeln!(
+                writer,
+                r#"{{"type":"message","room":"r","seq":{seq},"at":1,"user":"m1","text":"{text}"}}"#
+            )
+            .unwrap();
+        }
+    });
+    let load = Load {
+        payload: MAX_PAYLOAD,
+        drain_limit: DRAIN_LIMIT,
+        ..one_member(&target)
+    };
+    let progress = Progress::nowhere();
+    let mut run = Run::new(load, &progress).unwrap();
+    run.gather(1, true).unwrap();
+    begun.send(Stopwatch::start()).unwrap();
+    let part = run.measure("it", pace, window, None).unwrap();
+    assert_faultless(&(part.clone(), run.wrong()), 30);
+    drop(run);
+    server.join().unwrap();
+    let late = Duration::from_micros(part.sent_late_us);
+    assert!(
+        late > Duration::from_millis(200),
+        "it was not held up: {part:?}"
+    );
+    let (_, least) = part.curve.points[0];
+    let waited = HELD_UP - window;
+    assert!(
+        Duration::from_micros(least) >= waited,
+        "one took {least} µs, and each had waited for {waited:?} before it was read"
+    );
+}
+
+#[test]
+fn a_reader_that_stops_may_be_dropped_by_the_floor_and_that_is_no_fault() {
+    for framing in FRAMINGS {
+        let floor = Running::start(framing, Mode::Lone);
+        let load = Load {
+            members: 6,
+            publishers: 1,
+            payload: 200_000,
+            ..load(&floor.target)
+        };
+        let progress = Progress::nowhere();
+        let mut run = Run::new(load, &progress).unwrap();
+        run.gather(6, true).unwrap();
+        run.stall(1).unwrap();
+        // More than its kernel and the floor hold for it.
+        let span = Span::Messages(80, Duration::from_secs(60));
+        let part = run
+            .measure_span("some stall", Pace::InFlight(2), span, None)
+            .unwrap();
+        assert_faultless(&(part, run.wrong()), 80 * 5);
+        assert_eq!(run.fates(Duration::from_secs(20)).unwrap(), [Fate::Cut]);
+        assert_eq!((run.wrong(), run.passed_over()), (Wrong::default(), 0));
+    }
+}
+
+/// A WebSocket server for one member, which pings it so often and does nothing else once it has joined.
+fn pinging(every: Duration) -> (Target, JoinHandle<()>) {
+    let listener = TcpListener::bind(LOOPBACK).unwrap();
+    let framing = Framing::WebSocket;
+    let target = Target::here(Dialect::Chinwag(framing), listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = Vec::new();
+        let read = |stream: &mut TcpStream, bytes: &mut Vec<u8>| {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).unwrap();
+            bytes.extend_from_slice(&buffer[..count]);
+        };
+        while wire::head_end(&bytes).is_none() {
+            read(&mut stream, &mut bytes);
+        }
+        bytes.drain(..wire::head_end(&bytes).unwrap());
+        let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        write!(
+            stream,
+            "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        )
+        .unwrap();
+        let times = format!(
+            r#""timeout_ms":{},"ping_every_ms":{}}}"#,
+            2 * every.as_millis(),
+            every.as_millis()
+        );
+        for answer in [&SESSION.replace(r#""timeout_ms":0}"#, &times), INIT] {
+            let piece = loop {
+                match wire::cut(framing, &bytes).unwrap() {
+                    Some(piece) => break piece,
+                    None => read(&mut stream, &mut bytes),
+                }
+            };
+            bytes.drain(..piece.end);
+            let mut frame = Vec::new();
+            wire::put(framing, wire::Role::Server, answer.as_bytes(), &mut frame);
+            stream.write_all(&frame).unwrap();
+        }
+        // Until the client has seen enough.
+        while stream.write_all(&[0x89, 0]).is_ok() {
+            thread::sleep(every);
+        }
+    });
+    (target, server)
+}
+
+#[test]
+fn idle_connections_are_looked_at_for_whole_periods_between_signs_of_life() {
+    let (target, server) = pinging(Duration::from_millis(300));
+    let subject = Subject {
+        target,
+        pid: None,
+        names: Names {
+            room: "r".to_owned(),
+            ..Names::own()
+        },
+    };
+    let settings = Settings {
+        members: 1,
+        window: Duration::from_millis(700),
+        settle: Duration::ZERO,
+        ..Scenario::Idle.settings()
+    };
+    let progress = Progress::nowhere();
+    let report = scenario::run(Scenario::Idle, &settings, &subject, &progress).unwrap();
+    server.join().unwrap();
+    let idle = report.idle.unwrap();
+    assert_eq!((idle.seconds, idle.period_seconds), (0.9, Some(0.3)));
+    // Three pings of 2 bytes and pongs of 6, or one more or less at the ends of the window.
+    let pings = idle.bytes_in_per_minute * 0.9 / 60.0 / 2.0;
+    assert!((1.9..4.1).contains(&pings), "{idle:?}");
+    let pongs = idle.bytes_out_per_minute * 0.9 / 60.0 / 6.0;
+    assert!((1.9..4.1).contains(&pongs), "{idle:?}");
+    let text = report.to_string();
+    assert!(text.contains("every 0.3 s"), "{text}");
+}
+
 /// What a server for one polling member has on its mind.
 #[derive(Default)]
 struct Polled {
@@ -818,6 +986,7 @@ fn scenarios_without_presence_play_on_the_floor_too() {
         Scenario::ManyRooms,
         Scenario::Idle,
         Scenario::JoinStorm,
+        Scenario::SlowReaders,
         Scenario::SmallBesideHuge,
     ] {
         let report = play(scenario, &floor.target);
@@ -842,7 +1011,10 @@ fn the_floor_is_compared_with_itself() {
             "--repeats",
             "2",
         ])
-        .args(["--only", "lone-1000-tcp,batched-ws"])
+        .args([
+            "--only",
+            "lone-1000-tcp,batched-ws,slow-readers-ws,small-beside-huge-tcp",
+        ])
         .arg("--json")
         .arg(file("runs.json"))
         .arg("--markdown")
@@ -853,8 +1025,8 @@ fn the_floor_is_compared_with_itself() {
         .unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{errors}");
-    // Two cases, two contenders, two repeats.
-    assert_eq!(errors.lines().count(), 8, "{errors}");
+    // Four cases, two contenders, two repeats.
+    assert_eq!(errors.lines().count(), 16, "{errors}");
     let table = std::fs::read_to_string(file("table.md")).unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), table);
     assert!(
@@ -862,12 +1034,18 @@ fn the_floor_is_compared_with_itself() {
         "{table}"
     );
     assert!(
-        table.contains("In none of 8 runs was a message lost"),
+        table.contains("In none of 16 runs was a message lost"),
         "{table}"
     );
     let runs = std::fs::read_to_string(file("runs.json")).unwrap();
     let runs: serde_json::Value = serde_json::from_str(&runs).unwrap();
-    assert_eq!(runs["samples"].as_array().unwrap().len(), 8);
+    assert_eq!(runs["samples"].as_array().unwrap().len(), 16);
+    // What only chinwag is held to shows the floor, too.
+    for title in ["4 % stalled, held for the worst", "10 beside a huge room"] {
+        let row = table.lines().find(|line| line.contains(title)).unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert!(cells[3] != "–" && cells[4] != "–", "{row}");
+    }
     assert!(
         std::fs::read_to_string(file("plot.svg"))
             .unwrap()

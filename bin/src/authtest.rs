@@ -16,7 +16,7 @@ use std::{
 use chinwag_core::{
     ChainLink, Judgement, Lifecycle, Witness, ask_chain,
     clock::{SystemWallClock, WallClock},
-    config::{NamesConfig, Rate, Span},
+    config::{Rate, Span},
     plugin::{
         AuthRequest, Certificate, Credentials, Principal, PrincipalLimits, PrincipalName, TlsFacts,
         Verdict,
@@ -261,7 +261,7 @@ async fn test(
     let mut steps = Steps(Vec::new());
     let asked = ask_chain(&transport.auth, &request, &mut steps).await;
     report.end = match asked {
-        Some((_, verdict)) => End::of(verdict, &loaded.hub.names),
+        Some((_, verdict)) => End::of(verdict, loaded),
         None => End::Denied(None),
     };
     for (link, step) in transport.auth.iter().zip(steps.0) {
@@ -348,17 +348,20 @@ enum End {
 }
 
 impl End {
-    fn of(verdict: Verdict, names: &NamesConfig) -> Self {
+    fn of(verdict: Verdict, loaded: &Loaded) -> Self {
         match verdict {
             Verdict::Allow(principal) => {
+                let links = loaded.transports.iter().flat_map(|other| &other.auth);
+                let guests = links.filter_map(|link| link.authenticator.guest_prefix());
+                let name = match loaded.hub.names.shown(&principal.name, guests) {
+                    Ok(name) => name.to_string(),
+                    Err(refusal) => return Self::Refused(refusal.message),
+                };
                 let now = SystemWallClock.unix_millis();
                 if principal.expires_at.is_some_and(|at| at <= now) {
                     return Self::Refused("what was presented is past its end".into());
                 }
-                match names.shown(&principal.name) {
-                    Ok(name) => Self::LetIn(name.to_string(), Box::new(principal)),
-                    Err(refusal) => Self::Refused(refusal.message),
-                }
+                Self::LetIn(name, Box::new(principal))
             }
             Verdict::Deny { public, .. } => Self::Denied(public),
             Verdict::Abstain => Self::Denied(None),

@@ -1,6 +1,7 @@
 //! The program: its commands, its exit codes and the way from a signal to a clean end.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fmt::Display,
     fs::{self, File},
@@ -16,7 +17,10 @@ use chinwag_transports::{
     tls::{ClientCert, Tls},
 };
 use clap::{Parser, Subcommand};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -139,9 +143,7 @@ fn run_with(plugins: &Plugins, arguments: impl IntoIterator<Item = OsString>) ->
         #[cfg(feature = "auth-test")]
         Some(Command::Auth(command)) => crate::authtest::run(plugins, &command),
         #[cfg(feature = "cert")]
-        Some(Command::Cert(command)) => {
-            crate::cert::run(&command).map(|text| say(io::stdout(), text))
-        }
+        Some(Command::Cert(command)) => crate::cert::run(&command).and_then(answer),
         Some(Command::Passwd { file, user }) => passwd(&file, &user),
     };
     match done {
@@ -218,6 +220,18 @@ impl From<StartError> for Failure {
 /// Writes a line. Whoever closed the other end does not want it.
 fn say(mut to: impl Write, text: impl Display) {
     let _ = writeln!(to, "{text}");
+}
+
+/// Writes what a command was asked for.
+fn answer(text: impl Display) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match writeln!(output, "{text}").and_then(|()| output.flush()) {
+        // Whoever closed the other end does not want it.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(format_args!(
+            "can't write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A configuration file with what is needed to read it.
@@ -328,8 +342,12 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
         );
     }
     let terminal = Terminal::of_this_process();
+    let mut orphaned = std::pin::pin!(orphaned());
     let signal = loop {
-        let signal = signals.next().await;
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            () = &mut orphaned => ORPHANED,
+        };
         if signal != HANGUP || terminal.is_closed() {
             break signal;
         }
@@ -350,6 +368,32 @@ async fn serve_until_asked(draft: Draft, builtin: bool) -> Result<Ended, Failure
 
 /// The name of the signal that means two things: the terminal was closed, or somebody wants files to be read anew.
 const HANGUP: &str = "SIGHUP";
+
+/// Where this is set, the server also stops when its standard input ends: for a program that starts one, keeps the other
+/// end of the pipe, and may be killed before it can stop it.
+const UNTIL_EOF: &str = "CHINWAG_UNTIL_EOF";
+
+/// What is logged as the signal then.
+const ORPHANED: &str = "end of input";
+
+/// Waits until standard input has ended, if that is to be the end; else for ever.
+async fn orphaned() {
+    let (ended, end) = oneshot::channel::<()>();
+    if std::env::var_os(UNTIL_EOF).is_some() {
+        // A read can't be given up: the thread is not one that the runtime waits for when it ends.
+        let reader = std::thread::Builder::new().name("chinwag-stdin".into());
+        let reading = reader.spawn(move || {
+            // Whatever it says, and however it ends.
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            drop(ended);
+        });
+        if reading.is_ok() {
+            let _ = end.await;
+            return;
+        }
+    }
+    std::future::pending().await
+}
 
 /// The terminal that the program was started at, where there is one.
 struct Terminal(Option<File>);
@@ -462,12 +506,11 @@ fn check(plugins: &Plugins, file: &Path) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         say(io::stderr(), format_args!("{warning}\n"));
     }
-    say(io::stdout(), summary(&configuration.name, &loaded));
-    Ok(())
+    answer(summary(&configuration.name, &loaded))
 }
 
-/// What a file that is right would do.
-fn summary(name: &str, loaded: &Loaded) -> String {
+/// What listens and who is told of sessions: table, kind, address, what is spoken there, and what it is for.
+fn tables(loaded: &Loaded) -> Vec<[String; 5]> {
     let mut rows: Vec<[String; 5]> = loaded
         .transports
         .iter()
@@ -489,21 +532,67 @@ fn summary(name: &str, loaded: &Loaded) -> String {
             ]
         })
         .collect();
+    #[cfg(feature = "web")]
+    rows.extend(loaded.page.as_ref().and_then(|page| {
+        let mut transports = loaded.transports.iter();
+        let transport = transports.find(|transport| transport.name == page.transport)?;
+        Some([
+            "web".into(),
+            "page".into(),
+            transport.listener.bind.to_string(),
+            speaks(transport.tls.as_deref()),
+            format!("shared with transports.{}", transport.name),
+        ])
+    }));
+    rows.extend(loaded.control.as_ref().map(|control| {
+        [
+            "control".into(),
+            "http".into(),
+            control.listener.bind.to_string(),
+            speaks(control.tls.as_deref()),
+            "orders of session managers".into(),
+        ]
+    }));
     rows.extend(loaded.metrics.as_ref().map(|metrics| {
+        let tls = metrics.tls.as_ref().and_then(|name| loaded.tls.get(name));
         [
             "metrics".into(),
             "http".into(),
             metrics.bind.to_string(),
-            speaks(
-                metrics
-                    .tls
-                    .as_ref()
-                    .and_then(|name| loaded.tls.get(name))
-                    .map(|tls| &**tls),
-            ),
+            speaks(tls.map(|tls| &**tls)),
             String::new(),
         ]
     }));
+    rows.extend(loaded.managers.iter().map(|manager| {
+        let name = &manager.link.name;
+        let links = loaded
+            .transports
+            .iter()
+            .flat_map(|transport| &transport.auth);
+        // Several transports may ask the same authenticator.
+        let whose: BTreeSet<&str> = links
+            .filter(|link| link.manager.as_ref().is_some_and(|told| told.name == *name))
+            .map(|link| &*link.name)
+            .collect();
+        let whose: Vec<&str> = whose.into_iter().collect();
+        [
+            format!("session_managers.{name}"),
+            manager.kind.clone(),
+            String::new(),
+            String::new(),
+            if whose.is_empty() {
+                "told of nobody".into()
+            } else {
+                format!("told of: {}", whose.join(", "))
+            },
+        ]
+    }));
+    rows
+}
+
+/// What a file that is right would do.
+fn summary(name: &str, loaded: &Loaded) -> String {
+    let rows = tables(loaded);
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))

@@ -21,10 +21,14 @@ pub(crate) fn provide(loaded: &Loaded) {
             return;
         }
     };
-    let mut plan = Needs::of(&loaded.transports, &|transport| {
-        loaded.names(&transport.name, "max_connections")
-    })
-    .within(has);
+    let mut needs = Needs::of(&loaded.transports, &|transport| {
+        loaded.names(&["transports", &transport.name, "max_connections"])
+    });
+    if let Some(control) = &loaded.control {
+        let is_asked = loaded.names(&["control", "max_connections"]);
+        needs.add(control.listener.max_connections, is_asked);
+    }
+    let mut plan = needs.within(has);
     if let Some(soft) = plan.raise_to {
         match rlimit::setrlimit(rlimit::Resource::NOFILE, soft, has.hard) {
             Ok(()) if loaded.builtin => debug!(from = has.soft, to = soft, "descriptors"),
@@ -97,9 +101,6 @@ impl Needs {
             asked: 0,
         };
         for socket in sockets(listening) {
-            // Exact, but on a machine that has more than 2^64 of anything.
-            let connections = socket.max_connections as u64;
-            needs.connections = needs.connections.saturating_add(connections);
             let is_asked = transports.iter().any(|transport| {
                 socket
                     .transports
@@ -107,11 +108,19 @@ impl Needs {
                     .any(|&(name, _)| name == transport.name)
                     && names(transport)
             });
-            if is_asked {
-                needs.asked = needs.asked.saturating_add(connections);
-            }
+            needs.add(socket.max_connections, is_asked);
         }
         needs
+    }
+
+    /// Those of another listener.
+    fn add(&mut self, connections: usize, is_asked: bool) {
+        // Exact, but on a machine that has more than 2^64 of anything.
+        let connections = connections as u64;
+        self.connections = self.connections.saturating_add(connections);
+        if is_asked {
+            self.asked = self.asked.saturating_add(connections);
+        }
     }
 
     fn within(self, limit: Limit) -> Plan {
@@ -157,6 +166,21 @@ mod tests {
                 })
             )
         );
+    }
+
+    #[test]
+    fn listeners_add_up_and_those_that_are_asked_for_too() {
+        let mut needs = Needs {
+            connections: 5,
+            asked: 3,
+        };
+        needs.add(100, true);
+        needs.add(1000, false);
+        let (connections, asked) = (1105, 103);
+        assert_eq!(needs, Needs { connections, asked });
+        needs.add(usize::MAX, true);
+        needs.add(usize::MAX, true);
+        assert_eq!((needs.connections, needs.asked), (u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -66,7 +66,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-pub use authenticator::{Gatekeeper, Login};
+pub use authenticator::{Gatekeeper, Login, abilities};
 pub use client::Client;
 pub use http::{Answer, Http, Request};
 pub use kit::Kit;

@@ -359,6 +359,14 @@ impl Setup {
         setup
     }
 
+    /// Asks another authenticator, whose table is called `name` and has these lines, before those that are asked by now.
+    #[must_use]
+    pub(crate) fn asking_first(mut self, name: &str, lines: &str) -> Self {
+        self.auth = self.auth.replacen('[', &format!("[{name:?}, "), 1);
+        self.authenticators += &format!("[authenticators.{name}]\n{lines}\n");
+        self
+    }
+
     /// Changes the kinds that there are.
     #[must_use]
     pub fn plugins(mut self, change: impl FnOnce(Plugins) -> Plugins) -> Self {

@@ -6,8 +6,9 @@
 use std::{fmt, time::Duration};
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize, Serializer,
     de::{self, MapAccess, Unexpected, Visitor},
+    ser::SerializeStruct as _,
 };
 
 /// `[server]`.
@@ -47,7 +48,8 @@ pub struct SessionsConfig {
     pub duplicate_login: DuplicateLogin,
     /// How long an ended session's id is answered with `session_expired`; at most 10,000 are remembered.
     pub remember_ended: Span,
-    /// Whether what was written to a client counts as its activity.
+    /// Whether it counts as a client's activity that its connection took what was written to it, pings aside. What
+    /// waits in a queue does not count, and a polling client is active when it polls, as it does to acknowledge.
     pub delivery_is_activity: bool,
     /// Log-ins that may fail on one connection before it ends with `auth_failed`. At least 1.
     pub login_attempts: u32,
@@ -319,7 +321,7 @@ pub enum Create {
 }
 
 /// How a room tells membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     /// Numbered join and leave events.
@@ -472,6 +474,13 @@ fn parse_size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("{text:?} is over 1024GiB"))
 }
 
+impl Serialize for Size {
+    /// The number.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct SizeVisitor;
@@ -522,6 +531,22 @@ impl Rate {
             rate,
             per: per.0,
             burst,
+        }
+    }
+}
+
+impl Serialize for Rate {
+    /// As it is written in a file.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Unlimited => serializer.serialize_str("unlimited"),
+            Self::Limited { rate, per, burst } => {
+                let mut bucket = serializer.serialize_struct("Rate", 3)?;
+                bucket.serialize_field("rate", &rate)?;
+                bucket.serialize_field("per", &Span(per).to_string())?;
+                bucket.serialize_field("burst", &burst)?;
+                bucket.end()
+            }
         }
     }
 }
@@ -687,6 +712,10 @@ mod tests {
             read::<Rate>(r#"{"rate":1,"per":"10s","burst":2}"#),
             Ok(Rate::of(1, Span::secs(10), 2))
         );
+        for rate in [Rate::Unlimited, Rate::of(1, Span::millis(90_500), 2)] {
+            let written = serde_json::to_string(&rate).expect("a rate is JSON");
+            assert_eq!(read::<Rate>(&written), Ok(rate), "{written}");
+        }
         assert!(read::<Rate>(r#"{"rate":0,"per":"10s","burst":2}"#).is_err());
         assert!(
             read::<Rate>(r#"{"rate":1,"per":"10s","brust":2}"#)

@@ -27,7 +27,7 @@ use crate::{
     limit::{KeyedBuckets, address_key},
     log::{EmbeddedLog, Log},
     message::Framing,
-    names::check_room,
+    names::{GuestPrefixes, check_room},
     plugin::{Credentials, Validator},
     pull::{Opened, PullSession},
     push::PushSession,
@@ -39,6 +39,7 @@ use crate::{
     session::{Session, UNATTENDED},
     throttle::Failures,
     validate::{self, BUILTIN_VALIDATORS, HTML_ESCAPE},
+    written::Noting,
 };
 
 /// Most bans that are kept; beyond, the one that ends first is forgotten.
@@ -143,6 +144,8 @@ pub(crate) struct Inner {
     pub(crate) failures_per_name: Arc<Failures<Claim>>,
     /// From where names have logged in.
     pub(crate) familiar: Familiar,
+    /// Those of all transports' authenticators.
+    pub(crate) guest_prefixes: GuestPrefixes,
     /// Places for log-ins that are judged though their client has gone.
     pub(crate) unattended: Arc<Semaphore>,
     pub(crate) creations_per_ip: KeyedBuckets<std::net::IpAddr>,
@@ -347,7 +350,6 @@ impl Hub {
                 telemetry: Arc::clone(&telemetry),
                 wall: Arc::clone(&config.wall),
                 frame_bytes: limits.server_frame_bytes.0,
-                delivery_is_activity: config.sessions.delivery_is_activity,
             };
             lifecycle.spawn(lane::run(Arc::clone(lane), context, drained.clone()));
         }
@@ -384,6 +386,7 @@ impl Hub {
                 0,
             ),
             familiar: Familiar::new(),
+            guest_prefixes: GuestPrefixes::default(),
             unattended: Arc::new(Semaphore::new(UNATTENDED)),
             creations_per_ip: KeyedBuckets::new(limits.room_creations),
             connects_per_ip: KeyedBuckets::new(limits.connects_per_ip),
@@ -443,11 +446,16 @@ impl Hub {
     pub fn connect(
         &self,
         scope: &Arc<Scope>,
-        peer: Peer,
-        socket: Arc<dyn TryWrite>,
+        mut peer: Peer,
+        mut socket: Arc<dyn TryWrite>,
         framing: Framing,
         accepted: Instant,
     ) -> PushSession {
+        if self.0.config.sessions.delivery_is_activity {
+            let (noting, written) = Noting::new(socket, framing, self.0.origin);
+            socket = noting;
+            peer.written = Some(written);
+        }
         PushSession::new(scope, peer, socket, framing, accepted)
     }
 

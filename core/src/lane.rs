@@ -155,7 +155,6 @@ pub(crate) struct LaneContext {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) frame_bytes: usize,
-    pub(crate) delivery_is_activity: bool,
 }
 
 /// Runs a lane until the server stops and everybody has been sent away.
@@ -325,12 +324,7 @@ impl Lane {
                         .record(walk.batch.len() as f64);
                 }
             }
-            served += room.serve(
-                budget.min(QUANTUM),
-                &self.context,
-                &mut self.tally,
-                &mut self.doomed,
-            );
+            served += room.serve(budget.min(QUANTUM), &mut self.tally, &mut self.doomed);
             budget -= served.clamp(1, budget);
             // Where nobody waits, a yield would be a system call or two that help nobody.
             if began.elapsed() >= TURN_TIME && (!self.busy.is_empty() || inbox.has_some()) {
@@ -522,17 +516,10 @@ impl LaneRoom {
     }
 
     /// Hands the batch to the next few members.
-    fn serve(
-        &mut self,
-        quantum: usize,
-        context: &LaneContext,
-        tally: &mut Tally,
-        doomed: &mut Doomed,
-    ) -> usize {
+    fn serve(&mut self, quantum: usize, tally: &mut Tally, doomed: &mut Doomed) -> usize {
         let Some(walk) = &mut self.walk else { return 0 };
         let end = self.members.len().min(walk.next + quantum);
         let served = end - walk.next;
-        let now = context.delivery_is_activity.then(clock::now);
         for member in &mut self.members[walk.next..end] {
             let skip = std::mem::take(&mut member.skip);
             let events = walk.batch.len() - skip;
@@ -542,9 +529,6 @@ impl LaneRoom {
             let delivery = member.session.outlet.deliver(&mut walk.batch, skip);
             if let Delivery::Taken(bytes) = delivery {
                 tally.add(&member.session, events, bytes);
-                if let Some(now) = now {
-                    member.session.touch_at(now);
-                }
             } else {
                 note(delivery, &member.session, doomed);
             }
@@ -748,7 +732,6 @@ mod tests {
             telemetry: Telemetry::new(&NoopRecorder, &[], &[], &[], &[]),
             wall: Arc::new(SystemWallClock),
             frame_bytes: 1 << 16,
-            delivery_is_activity: false,
         });
         let mut said = Vec::new();
         let mut lay_out = |lane: &mut Lane| {

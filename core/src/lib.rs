@@ -8,6 +8,7 @@ pub mod config;
 pub mod plugin;
 pub mod reaper;
 
+mod account;
 mod adapter;
 mod bounded;
 mod chain;
@@ -37,6 +38,7 @@ mod standing;
 mod telemetry;
 mod throttle;
 mod validate;
+mod written;
 
 pub use adapter::TryWrite;
 pub use chain::{ChainLink, Judgement, Mishap, Shadow, Witness, ask_chain};

@@ -21,7 +21,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -34,11 +34,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     CloseReason, ErrorCode, LeaveReason, Lifecycle, Refusal, RoomPattern, Telemetry,
+    account::{Account, Holding, SHARE},
     chain::{RETRY_LATER, unwind},
     clock::{self, AtomicInstant, Instant, Origin},
     control::{ControlDesk, Order},
     message::{Frame, Kind, Say, check_structure, compact},
-    plugin::BuildError,
+    plugin::{BuildError, PrincipalLimits, TlsFacts},
     reaper::{Expire, Watching},
     room::Membership,
     session::Session,
@@ -158,12 +159,21 @@ pub struct AuthFacts {
     pub user: Arc<str>,
     /// What the authenticator says that the user may do.
     pub roles: Vec<String>,
+    /// The only rooms that it says the user may enter. `None`: all of them; empty: none.
+    pub rooms: Option<Vec<RoomPattern>>,
+    /// When the session ends at the latest, in milliseconds since the Unix epoch. `None`: no such end.
+    pub expires_at: Option<u64>,
+    /// The limits that it says hold for the user in place of those of `[limits]`.
+    pub limits: PrincipalLimits,
     /// The table of the authenticator that let the user in.
     pub authenticator: Arc<str>,
     /// The table of the transport.
     pub transport: Arc<str>,
     /// The client's address.
     pub address: IpAddr,
+    /// The TLS of the connection that logged in, where it has one of its own, with the certificate that the client
+    /// showed.
+    pub tls: Option<Arc<TlsFacts>>,
     /// The [`key`](Self::key) of a session that the same user still has, if that has a manager too. What becomes of it
     /// is for `duplicate_login` to say.
     pub existing: Option<Arc<str>>,
@@ -178,9 +188,13 @@ impl AuthFacts {
             key: key.into(),
             user: user.into(),
             roles: Vec::new(),
+            rooms: None,
+            expires_at: None,
+            limits: PrincipalLimits::default(),
             authenticator: "".into(),
             transport: "".into(),
             address,
+            tls: None,
             existing: None,
         }
     }
@@ -210,6 +224,12 @@ pub enum EndCause {
 }
 
 impl EndCause {
+    /// Whether the session is over, and not the stay alone: `kicked`, for one, may be either.
+    #[must_use]
+    pub const fn is_of_session(self) -> bool {
+        matches!(self, Self::Session(_))
+    }
+
     /// One word: the end code, the reason of the leave, or `refused`.
     #[must_use]
     pub const fn code(self) -> &'static str {
@@ -224,8 +244,20 @@ impl EndCause {
 /// What managers attach to sessions and stays: at most one value of each type. A stay's goes on in its session's.
 #[derive(Clone, Default)]
 pub struct Context {
-    values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    values: HashMap<TypeId, Slot>,
+    /// What the values are said to hold elsewhere.
+    more: usize,
     parent: Option<Arc<Context>>,
+    /// Counts it for as long as somebody has it.
+    _held: Option<Arc<Holding>>,
+}
+
+/// One value of a context.
+#[derive(Clone)]
+struct Slot {
+    value: Arc<dyn Any + Send + Sync>,
+    /// Of the value, where it is the context's alone.
+    bytes: usize,
 }
 
 impl fmt::Debug for Context {
@@ -240,21 +272,41 @@ impl Context {
     /// The same with `value`, in place of another of its type.
     #[must_use]
     pub fn with<T: Send + Sync + 'static>(self, value: T) -> Self {
-        self.with_shared(Arc::new(value))
+        self.insert(Arc::new(value), SHARE + size_of::<T>())
     }
 
     /// The same with a value that others keep as well, in place of another of its type.
     #[must_use]
-    pub fn with_shared<T: Send + Sync + 'static>(mut self, value: Arc<T>) -> Self {
-        self.values.insert(TypeId::of::<T>(), value);
+    pub fn with_shared<T: Send + Sync + 'static>(self, value: Arc<T>) -> Self {
+        self.insert(value, 0)
+    }
+
+    fn insert<T: Send + Sync + 'static>(mut self, value: Arc<T>, bytes: usize) -> Self {
+        self.values.insert(TypeId::of::<T>(), Slot { value, bytes });
         self
+    }
+
+    /// The same, whose values hold `bytes` more than their own size, such as texts: for [`Stay::bytes`] and
+    /// [`SessionControl::bytes`]. Called again, they add up.
+    #[must_use]
+    pub fn weighing(mut self, bytes: usize) -> Self {
+        self.more = self.more.saturating_add(bytes);
+        self
+    }
+
+    /// About what it takes, without what it goes on in.
+    fn bytes(&self) -> usize {
+        let slots = self.values.values();
+        let slots = slots.map(|slot| size_of::<(TypeId, Slot)>() + slot.bytes);
+        let own = SHARE + size_of::<Self>() + slots.sum::<usize>();
+        own.saturating_add(self.more)
     }
 
     /// The value of that type, of the stay or else of its session.
     #[must_use]
     pub fn value<T: Send + Sync + 'static>(&self) -> Option<&T> {
         let own = self.values.get(&TypeId::of::<T>());
-        own.and_then(|value| value.downcast_ref())
+        own.and_then(|slot| slot.value.downcast_ref())
             .or_else(|| self.parent.as_ref()?.value())
     }
 
@@ -262,7 +314,7 @@ impl Context {
     #[must_use]
     pub fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
         match self.values.get(&TypeId::of::<T>()) {
-            Some(own) => Arc::clone(own).downcast().ok(),
+            Some(own) => Arc::clone(&own.value).downcast().ok(),
             None => self.parent.as_ref()?.shared(),
         }
     }
@@ -270,6 +322,11 @@ impl Context {
     fn below(mut self, parent: &Arc<Self>) -> Self {
         self.parent = Some(Arc::clone(parent));
         self
+    }
+
+    fn kept_for(mut self, account: &Arc<Account>) -> Arc<Self> {
+        self._held = Some(Arc::new(account.hold(self.bytes())));
+        Arc::new(self)
     }
 }
 
@@ -395,7 +452,8 @@ impl SessionControl {
         match &mut *early {
             Some(waiting) if waiting.len() >= MAX_EARLY => Err(ControlError::Full),
             Some(waiting) => {
-                waiting.push(frame);
+                let held = managed.account.hold(frame.len());
+                waiting.push((frame, held));
                 Ok(())
             }
             None => {
@@ -415,9 +473,10 @@ impl SessionControl {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ControlError> {
         let (session, managed) = self.live()?;
+        let lifecycle = &session.scope.hub.lifecycle;
         managed
             .tasks
-            .spawn(&session.scope.hub.lifecycle, &managed.stop, task)
+            .spawn(lifecycle, &managed.stop, &managed.account, task)
     }
 
     /// Ends the session's stay in a room: the client gets an unasked `left`, the others a `leave`, both `kicked`.
@@ -454,6 +513,14 @@ impl SessionControl {
         done
     }
 
+    /// Bytes that are held for the session on its manager's account, with those of its [stays](Stay::bytes): contexts,
+    /// tasks, and what was sent and can't be read yet. Zero once the session is over.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.live()
+            .map_or(0, |(_, managed)| managed.account.bytes())
+    }
+
     /// Ends the session with `kicked`.
     pub fn end(&self) {
         if let Ok((session, _)) = self.live() {
@@ -468,24 +535,56 @@ impl SessionControl {
 pub struct Stay {
     /// The facts of its session.
     pub facts: Arc<AuthFacts>,
+    /// Tells the stays of one session apart, from 1 on: whoever comes back to a room begins another.
+    pub number: u64,
     /// The room.
     pub room: Arc<str>,
     /// What [`SessionManager::joined`] returned; before that, what its session has.
     pub context: Arc<Context>,
     control: SessionControl,
     stop: CancellationToken,
+    account: Arc<Account>,
 }
 
 impl fmt::Debug for Stay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stay")
             .field("facts", &self.facts)
+            .field("number", &self.number)
             .field("room", &self.room)
             .finish_non_exhaustive()
     }
 }
 
 impl Stay {
+    /// A stay of a session that is over, without a context; change the fields as needed.
+    #[must_use]
+    pub fn new(facts: Arc<AuthFacts>, number: u64, room: impl Into<Arc<str>>) -> Self {
+        Self {
+            facts,
+            number,
+            room: room.into(),
+            context: Arc::default(),
+            control: SessionControl::default(),
+            stop: CancellationToken::new(),
+            account: Arc::default(),
+        }
+    }
+
+    /// Bytes that are held for the stay: its own, those of its context with what that is [weighing](Context::weighing),
+    /// of the tasks that it has under way, and what plug-ins [hold](Self::hold). All stays of a transport together are
+    /// `chinwag_stay_bytes`. Events that wait for the client are not in it: all rooms of a session share one queue.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.account.bytes()
+    }
+
+    /// Counts `bytes` as held for the stay until what is returned is dropped, which may be after its end: for what is
+    /// kept of it elsewhere.
+    pub fn hold(&self, bytes: usize) -> Holding {
+        self.account.hold(bytes)
+    }
+
     /// The hold on its session.
     #[must_use]
     pub fn control(&self) -> &SessionControl {
@@ -501,9 +600,10 @@ impl Stay {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ControlError> {
         let (session, managed) = self.control.live()?;
+        let lifecycle = &session.scope.hub.lifecycle;
         managed
             .tasks
-            .spawn(&session.scope.hub.lifecycle, &self.stop, task)
+            .spawn(lifecycle, &self.stop, &self.account, task)
     }
 
     /// Ends the stay as [`SessionControl::kick`] does.
@@ -544,6 +644,7 @@ impl Tasks {
         &self,
         lifecycle: &Lifecycle,
         stop: &CancellationToken,
+        account: &Arc<Account>,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ControlError> {
         struct Done(Arc<AtomicUsize>);
@@ -557,8 +658,9 @@ impl Tasks {
             return Err(ControlError::Full);
         }
         let (done, stop) = (Done(Arc::clone(&self.0)), stop.clone());
+        let held = account.hold(size_of_val(&task));
         lifecycle.spawn(async move {
-            let _done = done;
+            let _done = (done, held);
             stop.run_until_cancelled(task).await;
         });
         Ok(())
@@ -576,11 +678,14 @@ pub(crate) struct Managed {
     filter: Mutex<Arc<Filter>>,
     timeout: Mutex<Option<Duration>>,
     /// Objects for a client that has not read its `session` yet; `None` from then on.
-    early: Mutex<Option<Vec<Frame>>>,
+    early: Mutex<Option<Vec<(Frame, Holding)>>>,
     tasks: Tasks,
     stop: CancellationToken,
     owed: Mutex<Owed>,
     control: SessionControl,
+    /// How many stays it has asked about.
+    stays: AtomicU64,
+    account: Arc<Account>,
 }
 
 /// What a manager is still to be told of a session.
@@ -634,6 +739,8 @@ impl Managed {
                 session: Arc::downgrade(session),
                 managed: Weak::clone(managed),
             },
+            stays: AtomicU64::new(0),
+            account: Arc::default(),
         })
     }
 
@@ -641,7 +748,7 @@ impl Managed {
     pub(crate) async fn create(&self) -> Result<(), Refusal> {
         let asked = async { self.link.manager.create(&self.facts, &self.control).await };
         let context = self.ask(Hook::Create, asked).await?;
-        let _ = self.context.set(Arc::new(context));
+        let _ = self.context.set(context.kept_for(&self.account));
         Ok(())
     }
 
@@ -730,8 +837,9 @@ impl Managed {
     }
 
     /// What was sent before the client could read it; from now on it goes at once.
-    pub(crate) fn take_early(&self) -> Vec<Frame> {
-        self.early.lock().take().unwrap_or_default()
+    pub(crate) fn take_early(&self) -> impl Iterator<Item = Frame> + use<> {
+        let early = self.early.lock().take().unwrap_or_default();
+        early.into_iter().map(|(frame, _)| frame)
     }
 
     pub(crate) fn context(&self) -> Option<&Arc<Context>> {
@@ -781,6 +889,8 @@ impl Drop for Managed {
 /// What is kept of a stay that has a manager, or a time of its own.
 pub(crate) struct Child {
     session: Weak<Session>,
+    account: Arc<Account>,
+    _held: Holding,
     /// What its manager knows of it.
     stay: Option<Stay>,
     /// Its end is owed to its manager.
@@ -802,8 +912,13 @@ impl Child {
         timeout: Duration,
     ) -> Result<Option<Box<Self>>, Refusal> {
         let managed = managed.filter(|managed| managed.wants_stays());
+        if managed.is_none() && timeout.is_zero() {
+            return Ok(None);
+        }
+        let above = managed.as_ref().map(|managed| Arc::clone(&managed.account));
+        let account = Account::told(session.scope.metrics.stay_bytes.clone(), above);
+        let held = account.hold(size_of::<Self>() + SHARE + size_of::<Account>());
         let (stay, open) = match managed {
-            None if timeout.is_zero() => return Ok(None),
             None => (None, None),
             Some(managed) => {
                 // Dropped after what is asked, wherever this ends.
@@ -813,21 +928,25 @@ impl Child {
                 let parent = managed.context().map(Arc::clone).unwrap_or_default();
                 let mut stay = Stay {
                     facts: Arc::clone(&managed.facts),
+                    number: managed.stays.fetch_add(1, Ordering::Relaxed) + 1,
                     room: room.into(),
                     context: Arc::clone(&parent),
                     control: managed.control.clone(),
                     stop: managed.stop.child_token(),
+                    account: Arc::clone(&account),
                 };
                 let Some(context) = managed.joined(&stay).await else {
                     return Ok(None);
                 };
-                stay.context = Arc::new(context?.below(&parent));
+                stay.context = context?.below(&parent).kept_for(&account);
                 (Some(stay), Some(open))
             }
         };
         let origin = session.scope.hub.origin;
         Ok(Some(Box::new(Self {
             session: Arc::downgrade(session),
+            account,
+            _held: held,
             stay,
             open: Mutex::new(open),
             timeout,
@@ -855,6 +974,11 @@ impl Child {
 
     pub(crate) fn context(&self) -> Option<&Arc<Context>> {
         self.stay.as_ref().map(|stay| &stay.context)
+    }
+
+    /// Whose the bytes of the stay are.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// The stay is over: its tasks stop and, once, the manager is told. No lock is held by the caller.

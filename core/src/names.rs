@@ -3,9 +3,10 @@
 use std::{borrow::Cow, sync::Arc};
 
 use caseless::default_case_fold_str;
+use parking_lot::RwLock;
 use precis_core::profile::PrecisFastInvocation;
 use precis_profiles::UsernameCasePreserved;
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::{UnicodeNormalization, char::canonical_combining_class};
 use unicode_security::confusable_detection::skeleton;
 
 use crate::{
@@ -88,12 +89,23 @@ impl NamesConfig {
         })
     }
 
-    /// The name under which a principal is shown.
+    /// The name under which a principal is shown, where `guest_prefixes` are those of all authenticators of all
+    /// transports, see [`Authenticator::guest_prefix`](crate::plugin::Authenticator::guest_prefix).
     ///
     /// # Errors
     /// `name_invalid`, with the rule that the name breaks.
-    pub fn shown(&self, name: &PrincipalName) -> Result<Arc<str>, Refusal> {
-        self.canonical(name).map(|name| name.shown)
+    pub fn shown<'a>(
+        &self,
+        name: &PrincipalName,
+        guest_prefixes: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Arc<str>, Refusal> {
+        let canonical = self.canonical(name)?;
+        let prefixes = GuestPrefixes::default();
+        for prefix in guest_prefixes {
+            prefixes.add(self, prefix);
+        }
+        prefixes.check(name, &canonical)?;
+        Ok(canonical.shown)
     }
 
     /// The key under which a shown name is unique: without regard to case and, in Unicode, to looks.
@@ -112,6 +124,46 @@ impl NamesConfig {
     /// The key by which names are in order: without regard to case.
     pub(crate) fn order(&self, shown: &str) -> Arc<str> {
         default_case_fold_str(shown).into()
+    }
+}
+
+/// What names begin with that clients have chosen: names that somebody vouches for must not, or a guest could sit on one.
+#[derive(Debug, Default)]
+pub(crate) struct GuestPrefixes(RwLock<Vec<Arc<str>>>);
+
+impl GuestPrefixes {
+    /// An empty one keeps nobody out.
+    pub(crate) fn add(&self, names: &NamesConfig, prefix: &str) {
+        let key = names.key(prefix);
+        // Its last letter may have other accents before its own in a key, where the name begins with some.
+        let bare = key.trim_end_matches(|c| canonical_combining_class(c) != 0);
+        let key = if bare.is_empty() { key } else { bare.into() };
+        let mut prefixes = self.0.write();
+        if !key.is_empty() && !prefixes.contains(&key) {
+            prefixes.push(key);
+        }
+    }
+
+    /// Checks what has become of a principal's name.
+    ///
+    /// # Errors
+    /// `name_invalid`, where somebody vouches for a name that a guest may have.
+    pub(crate) fn check(&self, name: &PrincipalName, canonical: &Name) -> Result<(), Refusal> {
+        match name {
+            PrincipalName::Vouched(_) if self.may_make(canonical) => {
+                let message = "The name begins as those of guests do here.";
+                Err(Refusal::new(ErrorCode::NameInvalid, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a guest may be called so.
+    fn may_make(&self, name: &Name) -> bool {
+        let prefixes = self.0.read();
+        prefixes
+            .iter()
+            .any(|prefix| name.key.starts_with(&**prefix))
     }
 }
 
@@ -175,6 +227,8 @@ pub(crate) fn is_room_char(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn chosen(config: &NamesConfig, name: &str) -> Option<(String, String)> {
@@ -337,6 +391,66 @@ mod tests {
             name: "Bob".into(),
         };
         assert_eq!(&*config.canonical(&name).unwrap().shown, "~guest-Bob");
+    }
+
+    #[test]
+    fn a_name_begins_as_guests_do_whatever_its_case_and_looks() {
+        let unicode = NamesConfig {
+            charset: Charset::Unicode,
+            ..NamesConfig::default()
+        };
+        let is_like = |config: &NamesConfig, prefix: &str, name: &str| {
+            let prefixes = GuestPrefixes::default();
+            prefixes.add(config, prefix);
+            let name = config.canonical(&PrincipalName::Vouched(name.into()));
+            prefixes.may_make(&name.expect("a sound name"))
+        };
+        let ascii = NamesConfig::default();
+        for (prefix, name, expected) in [
+            ("~", "~bob", true),
+            ("~", "bob~", false),
+            ("Guest-", "GuesT-1", true),
+            ("guest-", "guest", false),
+            ("", "bob", false),
+        ] {
+            assert_eq!(is_like(&ascii, prefix, name), expected, "{prefix} {name}");
+            assert_eq!(is_like(&unicode, prefix, name), expected, "{prefix} {name}");
+        }
+        assert!(
+            is_like(&unicode, "pal-", "p\u{0430}l-bob"),
+            "it looks like one"
+        );
+        assert!(is_like(&unicode, "r", "mice"), "an m looks like rn");
+        assert!(
+            !is_like(&ascii, "pal-", "p\u{0430}l-bob"),
+            "no guest can be called so"
+        );
+        for config in [&ascii, &unicode] {
+            assert!(
+                is_like(config, "é", "é\u{327}bob"),
+                "its accents change places"
+            );
+        }
+    }
+
+    proptest! {
+        /// Whatever a guest makes of its prefix, nobody is vouched for under that name.
+        #[test]
+        fn no_guest_is_called_as_a_user_may_be(
+            prefix in "[~a-zA-Z0-9éñ가ß]{1,16}",
+            name in prop_oneof!["[a-zA-Z0-9_.-]{1,20}", "[\\p{L}\\p{M}\\p{N}]{1,12}"],
+            is_unicode in any::<bool>(),
+        ) {
+            let config = NamesConfig {
+                charset: if is_unicode { Charset::Unicode } else { Charset::Ascii },
+                ..NamesConfig::default()
+            };
+            let prefixes = GuestPrefixes::default();
+            prefixes.add(&config, &prefix);
+            if let Ok(guest) = config.canonical(&PrincipalName::Chosen { prefix, name }) {
+                prop_assert!(prefixes.may_make(&guest), "{guest:?}");
+            }
+        }
     }
 
     #[test]

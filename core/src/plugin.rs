@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -22,6 +23,7 @@ use crate::{
 };
 
 pub use crate::{
+    account::Holding,
     control::{ControlDesk, NoPass, Order, Pass},
     manager::{
         AuthFacts, Context, ControlError, EndCause, Filter, ManagerLink, Refused, SessionControl,
@@ -63,6 +65,8 @@ pub struct AuthenticatorContext {
     pub revocations: Revocations,
     /// For series of its own.
     pub meter: Meter,
+    /// For what the operator should hear of a table that is in order.
+    pub warnings: Warnings,
 }
 
 impl AuthenticatorContext {
@@ -79,7 +83,26 @@ impl AuthenticatorContext {
             lifecycle,
             revocations: Revocations::default(),
             meter: Meter::default(),
+            warnings: Warnings::default(),
         }
+    }
+}
+
+/// What the operator is told of a table from which something was built all the same: at each start, and by
+/// `chinwag check` with the place. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Warnings(Arc<Mutex<Vec<(&'static str, String)>>>);
+
+impl Warnings {
+    /// Says one sentence about a `key` of the table. Only before the plugin is built: later nobody looks.
+    pub fn add(&self, key: &'static str, message: impl Into<String>) {
+        self.0.lock().push((key, message.into()));
+    }
+
+    /// What was said so far, keys and sentences, once.
+    #[must_use]
+    pub fn take(&self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -128,6 +151,13 @@ pub trait Authenticator: Send + Sync + 'static {
     /// from that to an unknown user, whom all are asked about. Cancelled like `authenticate`. Default: nothing.
     async fn pretend(&self, _request: &AuthRequest) {}
 
+    /// What it puts before the names that clients choose, see [`PrincipalName::Chosen`]. Names that anybody vouches for
+    /// must not begin with it, in any case or look: they are refused, since a guest could sit on them. Asked once.
+    /// Default, as with an empty one: none.
+    fn guest_prefix(&self) -> Option<&str> {
+        None
+    }
+
     /// The headers of HTTP requests that it wants to see in [`AuthRequest::headers`], in any case. Asked once. Default:
     /// none.
     fn headers(&self) -> &[String] {
@@ -136,6 +166,9 @@ pub trait Authenticator: Send + Sync + 'static {
 }
 
 /// One log-in, as an authenticator sees it.
+///
+/// Whether its user has a session already is not in it: whose log-in it is, is what the authenticator is asked. Session
+/// managers are told, by [`AuthFacts::existing`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct AuthRequest {
@@ -346,12 +379,14 @@ pub enum Denial {
     OtherUser,
     /// The user exists and may not log in.
     Suspended,
+    /// Somebody who was asked elsewhere says so, in words of its own.
+    BackEnd,
     /// Anything else.
     Other,
 }
 
 impl Denial {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::WrongSecret,
         Self::Unknown,
         Self::Expired,
@@ -366,6 +401,7 @@ impl Denial {
         Self::LookAlike,
         Self::OtherUser,
         Self::Suspended,
+        Self::BackEnd,
         Self::Other,
     ];
 
@@ -387,6 +423,7 @@ impl Denial {
             Self::LookAlike => "look_alike",
             Self::OtherUser => "other_user",
             Self::Suspended => "suspended",
+            Self::BackEnd => "back_end",
             Self::Other => "other",
         }
     }
@@ -412,17 +449,21 @@ pub struct Principal {
 }
 
 /// Limits that hold for one principal in place of those of `[limits]`. `None` leaves that one as it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct PrincipalLimits {
     /// `message_bytes`, at most that of `[limits]`: frames are bounded by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub message_bytes: Option<Size>,
     /// `sends`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sends: Option<Rate>,
     /// `commands`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub commands: Option<Rate>,
     /// `rooms_per_session`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rooms_per_session: Option<usize>,
 }
 
@@ -432,7 +473,7 @@ pub enum PrincipalName {
     /// Chosen by the client and vouched for by nobody: the rules of `[names]` apply to `name`, and no session of
     /// another can be taken over with it.
     Chosen {
-        /// Put before the name, so that nobody can sit on a member's name.
+        /// Put before the name, so that nobody can sit on a member's name: that of [`Authenticator::guest_prefix`].
         prefix: String,
         /// What the client chose.
         name: String,

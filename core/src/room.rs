@@ -15,10 +15,12 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use serde_json::value::RawValue;
 
 use crate::{
     ErrorCode, LeaveReason, Refusal,
+    account::{Account, Holding, SHARE},
     adapter::{Answer, CallbackAdapter, Slot},
     clock::Instant,
     config::{HistoryLimits, Presence, RoomConfig},
@@ -62,13 +64,16 @@ pub(crate) struct Membership {
     pub(crate) child: OnceLock<Box<Child>>,
     /// Where the lane keeps it; the lane's alone.
     pub(crate) place: AtomicU32,
+    _held: Holding,
 }
 
 impl Membership {
     /// Not in the lane's list.
     pub(crate) const NOWHERE: u32 = u32::MAX;
+    /// What it takes, whatever else is kept for it.
+    const BYTES: usize = SHARE + size_of::<Self>();
 
-    pub(crate) fn new(room: Arc<Room>, key: MemberKey) -> Arc<Self> {
+    pub(crate) fn new(room: Arc<Room>, key: MemberKey, account: &Arc<Account>) -> Arc<Self> {
         Arc::new(Self {
             room,
             key,
@@ -77,6 +82,7 @@ impl Membership {
             evicted: AtomicBool::new(false),
             child: OnceLock::new(),
             place: AtomicU32::new(Self::NOWHERE),
+            _held: account.hold(Self::BYTES),
         })
     }
 
@@ -505,9 +511,29 @@ pub struct Room {
     /// Bytes of events that the lane has not walked yet.
     backlog: AtomicUsize,
     /// Publishers that are not read until the backlog has shrunk.
-    held_up: Mutex<Vec<Waker>>,
+    held_up: Mutex<HeldUp>,
     /// No longer in the directory.
     is_given_up: AtomicBool,
+}
+
+/// Publishers in the order in which they came to wait, each once however often its task looks again.
+#[derive(Default)]
+struct HeldUp {
+    wakers: Vec<Waker>,
+    /// What they wake. Wakers are equal where their pointers are, so that none is compared with thousands of others.
+    known: FxHashSet<(usize, usize)>,
+}
+
+impl HeldUp {
+    fn add(&mut self, waker: &Waker) {
+        let wakes = (
+            waker.data().addr(),
+            std::ptr::from_ref(waker.vtable()).addr(),
+        );
+        if self.known.insert(wakes) {
+            self.wakers.push(waker.clone());
+        }
+    }
 }
 
 struct Ordered {
@@ -808,12 +834,7 @@ impl Room {
         if !self.is_backlogged() {
             return Poll::Ready(());
         }
-        {
-            let mut held_up = self.held_up.lock();
-            if !held_up.iter().any(|waker| waker.will_wake(cx.waker())) {
-                held_up.push(cx.waker().clone());
-            }
-        }
+        self.held_up.lock().add(cx.waker());
         // The lane may have finished between the two looks.
         if self.is_backlogged() {
             Poll::Pending
@@ -831,8 +852,8 @@ impl Room {
     pub(crate) fn walked(&self, bytes: usize) {
         let before = self.backlog.fetch_sub(bytes, Ordering::AcqRel);
         if before > self.context.inbox_bytes && before - bytes <= self.context.inbox_bytes {
-            let wakers = std::mem::take(&mut *self.held_up.lock());
-            for waker in wakers {
+            let held_up = std::mem::take(&mut *self.held_up.lock());
+            for waker in held_up.wakers {
                 waker.wake();
             }
         }

@@ -1,5 +1,6 @@
 //! Whole sessions without a socket: time is paused, and what a client reads is a pipe that can be stopped.
 
+mod fairness;
 mod logins;
 mod managers;
 
@@ -432,24 +433,124 @@ async fn detection_is_within_a_tick() {
 
 #[tokio::test(start_paused = true)]
 async fn a_websocket_is_pinged_at_half_its_timeout() {
-    let stage = Stage::new(|_| ());
-    let client = stage.connect_framed(Framing::WebSocket);
-    client.say(&json!({"type": "login", "user": "alice"}));
-    settle().await;
-    let after_login = client.pipe.0.lock().bytes.len();
-    sleep(TIMEOUT / 2 - Duration::from_millis(200)).await;
-    assert_eq!(client.pipe.0.lock().bytes.len(), after_login);
-    sleep(Duration::from_millis(400)).await;
-    assert_eq!(&client.pipe.0.lock().bytes[after_login..], [0x89, 0]);
-    assert_eq!(
-        client.ended().await,
-        CloseReason::SessionExpired,
-        "unanswered, it does not help"
-    );
-    let bytes = client.pipe.0.lock().bytes.clone();
-    let code = 4001_u16.to_be_bytes();
-    let close: Vec<u8> = [&[0x88, 17], &code[..], b"session_expired"].concat();
-    assert!(bytes.ends_with(&close), "the close frame is the last");
+    for delivery_is_activity in [false, true] {
+        let stage =
+            Stage::new(|config| config.sessions.delivery_is_activity = delivery_is_activity);
+        let client = stage.connect_framed(Framing::WebSocket);
+        client.say(&json!({"type": "login", "user": "alice"}));
+        settle().await;
+        let began = clock::now();
+        let after_login = client.pipe.0.lock().bytes.len();
+        sleep(TIMEOUT / 2 - Duration::from_millis(200)).await;
+        assert_eq!(client.pipe.0.lock().bytes.len(), after_login);
+        sleep(Duration::from_millis(400)).await;
+        assert_eq!(&client.pipe.0.lock().bytes[after_login..], [0x89, 0]);
+        assert_eq!(
+            client.ended().await,
+            CloseReason::SessionExpired,
+            "unanswered, it does not help"
+        );
+        assert!(began.elapsed() < TIMEOUT + Duration::from_secs(1));
+        let bytes = client.pipe.0.lock().bytes.clone();
+        let code = 4001_u16.to_be_bytes();
+        let close: Vec<u8> = [&[0x88, 17], &code[..], b"session_expired"].concat();
+        assert!(bytes.ends_with(&close), "the close frame is the last");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_is_activity_once_the_socket_has_taken_it() {
+    for holds_back in [false, true] {
+        let stage = Stage::new(|config| {
+            config.sessions.delivery_is_activity = true;
+            config.limits.slow_after = Span::secs(3600);
+        });
+        let pipe = Arc::new(Pipe::default());
+        let mut ann = if holds_back {
+            let held = Mutex::default();
+            let records = Records {
+                pipe: Arc::clone(&pipe),
+                held,
+            };
+            stage.connect_to(Arc::clone(&pipe), Arc::new(records), Framing::Lines)
+        } else {
+            stage.connect_to(Arc::clone(&pipe), Arc::clone(&pipe), Framing::Lines)
+        };
+        ann.ask(json!({"type": "login", "user": "ann"})).await;
+        ann.ask(json!({"type": "join"})).await;
+        let bob = stage.member("bob").await;
+        for _ in 0..6 {
+            sleep(TIMEOUT / 2).await;
+            bob.say(&json!({"type": "send", "text": "hi"}));
+        }
+        assert!(ann.ended.lock().is_none(), "what she is told keeps her");
+        pipe.stop();
+        settle().await;
+        // More than one record.
+        bob.say(&json!({"type": "send", "text": "x".repeat(200)}));
+        for _ in 0..2 {
+            sleep(TIMEOUT / 3).await;
+            bob.say(&json!({"type": "ping"}));
+        }
+        pipe.go_on();
+        let written = clock::now();
+        while ann.ended.lock().is_none() {
+            sleep(Duration::from_millis(500)).await;
+            bob.say(&json!({"type": "ping"}));
+            assert!(written.elapsed() < TIMEOUT * 2, "never ended");
+        }
+        let lived = written.elapsed();
+        assert_eq!(ann.ended().await, CloseReason::SessionExpired);
+        assert!(
+            lived >= TIMEOUT && lived < TIMEOUT + Duration::from_secs(1),
+            "holds back: {holds_back}, {lived:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_whose_socket_takes_nothing_is_cut_in_time_though_its_room_talks() {
+    let stage = Stage::new(|config| {
+        config.sessions.delivery_is_activity = true;
+        config.limits.slow_after = Span::secs(5);
+    });
+    let ann = stage.member("ann").await;
+    let bob = stage.member("bob").await;
+    ann.pipe.stop();
+    let stopped = clock::now();
+    while ann.ended.lock().is_none() {
+        bob.say(&json!({"type": "send", "text": "hi"}));
+        sleep(Duration::from_secs(1)).await;
+        assert!(stopped.elapsed() < TIMEOUT, "what waits for her keeps her");
+    }
+    assert_eq!(ann.ended().await, CloseReason::SlowConsumer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poller_that_never_comes_back_expires_though_its_room_talks() {
+    let stage = Stage::new(|config| config.sessions.delivery_is_activity = true);
+    let bob = stage.member("bob").await;
+    let ann = stage.poller("ann").await;
+    assert_eq!(command(&ann, json!({"type": "join"})).await["type"], "init");
+    let mut acknowledged = None;
+    for _ in 0..3 {
+        bob.say(&json!({"type": "send", "text": "hi"}));
+        sleep(TIMEOUT / 2).await;
+        let page = poll(&ann, acknowledged, Duration::ZERO).await;
+        assert!(!page["events"].as_array().expect("events").is_empty());
+        acknowledged = page["next"].as_u64();
+    }
+    let left = clock::now();
+    while stage.hub.sessions() == 2 {
+        bob.say(&json!({"type": "send", "text": "hi"}));
+        sleep(Duration::from_secs(1)).await;
+        assert!(left.elapsed() < TIMEOUT * 2, "what waits for her keeps her");
+    }
+    let lived = left.elapsed();
+    assert!(lived >= TIMEOUT, "{lived:?}");
+    let refusal = ann.command(b"{\"type\":\"ping\"}").await.refusal;
+    let end = refusal.and_then(|refusal| refusal.end).expect("it is over");
+    assert_eq!(end.reason, CloseReason::SessionExpired);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,10 +4,12 @@ use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
     CloseReason,
+    account::Account,
     chain::{ChainLink, Counting, RETRY_LATER, ask_chain},
     hub::Inner,
     plugin::{AuthRequest, Certificate, Denial, Principal, TlsFacts, Verdict},
     telemetry::{TlsFailure, TransportMetrics},
+    written::Written,
 };
 
 /// Headers that carry credentials: nobody is told of them.
@@ -50,6 +52,8 @@ pub struct Peer {
     /// The headers of its HTTP request that the authenticators ask for, which are those of [`Scope::headers`]: each name
     /// once and in lower case. Forgotten after the log-in.
     pub headers: Vec<(String, String)>,
+    /// When it last took what was written to it, where that is a sign of life.
+    pub(crate) written: Option<Arc<Written>>,
 }
 
 /// The TLS of a connection, as its transport knows it.
@@ -74,6 +78,7 @@ impl Peer {
             exempt,
             tls: None,
             headers: Vec::new(),
+            written: None,
         }
     }
 
@@ -121,6 +126,8 @@ pub struct Scope {
     pub(crate) login_timeout: Duration,
     pub(crate) write_timeout: Duration,
     pub(crate) metrics: Arc<TransportMetrics>,
+    /// For the stays that have no account of their own.
+    pub(crate) stays: Arc<Account>,
 }
 
 impl fmt::Debug for Scope {
@@ -136,6 +143,9 @@ impl Scope {
         let metrics = Arc::clone(hub.telemetry.transport(&config.name));
         for link in &config.auth {
             link.revocations.attach(&hub, &link.name);
+            if let Some(prefix) = link.authenticator.guest_prefix() {
+                hub.guest_prefixes.add(&hub.config.names, prefix);
+            }
         }
         let mut headers: Vec<String> = config
             .auth
@@ -154,6 +164,7 @@ impl Scope {
             timeout: config.timeout,
             login_timeout: config.login_timeout,
             write_timeout: config.write_timeout,
+            stays: Account::told(metrics.stay_bytes.clone(), None),
             metrics,
         })
     }

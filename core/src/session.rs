@@ -222,6 +222,13 @@ impl Session {
         self.active.store(self.scope.hub.origin, now);
     }
 
+    /// When the client was last heard, or written to where that counts.
+    fn last_active(&self) -> Instant {
+        let heard = self.active.load(self.scope.hub.origin);
+        let written = self.peer.written.as_ref();
+        written.map_or(heard, |written| heard.max(written.last()))
+    }
+
     /// The limit on one object from the client, which is tighter before log-in.
     pub(crate) fn frame_bytes(&self) -> usize {
         let limit = self.scope.hub.config.limits.frame_bytes.0;
@@ -547,7 +554,10 @@ impl Session {
             return Ok(Done::Ended);
         }
         let name = state.name.clone().expect("an active session has a name");
-        let membership = Membership::new(Arc::clone(&room), hub.next_key());
+        let account = child
+            .as_ref()
+            .map_or(&self.scope.stays, |child| child.account());
+        let membership = Membership::new(Arc::clone(&room), hub.next_key(), account);
         if let Some(child) = child {
             let child = membership.child.get_or_init(|| child);
             child.watch(&membership);
@@ -638,10 +648,8 @@ impl Session {
     /// The client has its `session` object: what its manager had to say meanwhile follows.
     pub(crate) fn tell_early(self: &Arc<Self>) {
         let managed = self.state.lock().managed.clone();
-        for frame in managed
-            .map(|managed| managed.take_early())
-            .unwrap_or_default()
-        {
+        let early = managed.map(|managed| managed.take_early());
+        for frame in early.into_iter().flatten() {
             self.tell(frame);
         }
     }
@@ -950,7 +958,7 @@ impl Expire for Session {
                 if timeout.is_zero() {
                     return expires;
                 }
-                let last = self.active.load(scope.hub.origin);
+                let last = self.last_active();
                 if now >= last + timeout {
                     scope.metrics.reaped.increment(1);
                     self.end(CloseReason::SessionExpired);

@@ -60,6 +60,7 @@ pub struct TransportMetrics {
     pub(crate) deliveries: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) queued: Gauge,
+    pub(crate) stay_bytes: Gauge,
 }
 
 #[derive(Debug)]
@@ -570,6 +571,13 @@ impl Telemetry {
         }
     }
 
+    /// Counts somebody whom `authenticator` let in and who can't be, as far as that is for the hub to say.
+    pub(crate) fn denied(&self, authenticator: &str, denial: Denial) {
+        if let Some(handles) = self.authenticators.get(authenticator) {
+            handles.denials[denial as usize].increment(1);
+        }
+    }
+
     /// Counts what the shadow of `authenticator` said beside it.
     pub(crate) fn shadow(&self, authenticator: &str, comparison: Comparison, seconds: f64) {
         if let Some(handles) = self.shadows.get(authenticator) {
@@ -879,6 +887,7 @@ impl TransportMetrics {
             deliveries: counter!("chinwag_deliveries_total", "transport" => name()),
             bytes_out: counter!("chinwag_delivered_bytes_total", "transport" => name()),
             queued: gauge!("chinwag_queued_bytes", "transport" => name()),
+            stay_bytes: gauge!("chinwag_stay_bytes", "transport" => name()),
         }
     }
 
@@ -1025,6 +1034,11 @@ fn describe() {
         "chinwag_queued_bytes",
         Unit::Bytes,
         "Bytes queued for clients that did not take them yet."
+    );
+    describe_gauge!(
+        "chinwag_stay_bytes",
+        Unit::Bytes,
+        "Bytes held for stays in rooms: their own, what session managers attached, tasks, ends that are to be told."
     );
     describe_counter!("chinwag_errors_total", "Commands refused, by error code.");
     describe_gauge!(

@@ -131,8 +131,9 @@ impl<K: Hash + Eq + Clone> Failures<K> {
 impl<K: Hash + Eq> Limited<K> {
     /// Whether the attempt is counted by the shared record.
     fn begin(&self, key: K) -> Result<bool, Held> {
-        let now = clock::now();
         let mut table = self.table.lock();
+        // Read under the lock: a record that somebody else has made meanwhile is not in the future.
+        let now = clock::now();
         let Table { records, shared } = &mut *table;
         let own = records.get_or_insert(key, Record::new(now), |record| record.goes_at(now));
         let is_shared = own.is_none();
@@ -168,8 +169,8 @@ impl<K: Hash + Eq> Limited<K> {
     }
 
     fn deny(&self, key: &K, is_shared: bool) {
-        let now = clock::now();
         let mut table = self.table.lock();
+        let now = clock::now();
         let Some(record) = table.record(key, is_shared) else {
             return;
         };
@@ -315,6 +316,20 @@ mod tests {
             drop(failures.attempt('a').unwrap());
         }
         assert!(failures.attempt('b').is_ok());
+    }
+
+    #[test]
+    fn who_comes_in_the_same_moment_as_another_need_not_wait() {
+        let failures = in_crowds(SECOND, 20, 60, 4096);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        assert_eq!(wait(&failures, 'a'), Duration::ZERO);
+                    }
+                });
+            }
+        });
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,22 +19,23 @@ mod files;
 mod harmless;
 mod outages;
 mod pictures;
+mod secure;
 mod talk;
 mod tool;
 
 /// A server with the page, its two transports on the address of the page, and lines beside it; for guests.
 fn site() -> Setup {
-    with_page(Setup::default(), "guests", "127.0.0.2:0")
+    with_page(Setup::default(), "guests", "127.0.0.2:0", "")
 }
 
 /// The same for the members of the password file.
 fn members_site() -> Setup {
-    with_page(Setup::passwords(), "staff", "127.0.0.2:0")
+    with_page(Setup::passwords(), "staff", "127.0.0.2:0", "")
 }
 
-/// Adds the page at an address, with log-ins by the authenticator of that name.
-fn with_page(setup: Setup, auth: &str, bind: &str) -> Setup {
-    let shared = format!("bind = \"{bind}\"\nauth = [\"{auth}\"]");
+/// Adds the page at an address, with log-ins by the authenticator of that name and more keys of its listener.
+fn with_page(setup: Setup, auth: &str, bind: &str, more: &str) -> Setup {
+    let shared = format!("bind = \"{bind}\"\nauth = [\"{auth}\"]\n{more}");
     let tables = format!(
         r#"
         [server]
@@ -69,7 +70,12 @@ impl<'b> Chat<'b> {
 
     /// The same in a window that is there already.
     async fn open_in(page: Page<'b>, addr: SocketAddr) -> Self {
-        page.go(&format!("http://{addr}/")).await;
+        Self::open_at(page, &format!("http://{addr}/")).await
+    }
+
+    /// The same at an address that may be one of TLS.
+    async fn open_at(page: Page<'b>, url: &str) -> Self {
+        page.go(url).await;
         let chat = Self { page };
         chat.is_ready().await;
         chat

@@ -142,7 +142,7 @@ async fn is_taken(server: &Server, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_of_the_server_the_page_comes_back_by_itself() {
     // An address that no other test binds, so that nobody takes the port between two servers.
-    let site = |port: u16| with_page(Setup::default(), "guests", &format!("127.0.0.4:{port}"));
+    let site = |port: u16| with_page(Setup::default(), "guests", &format!("127.0.0.4:{port}"), "");
     let mut server = Program::start(&site(0)).await;
     let web = server.table("web");
     let site = site(web.port());

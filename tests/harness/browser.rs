@@ -3,7 +3,7 @@
 //! WebDriver is JSON over HTTP and the tests have a client for that, so there is no library in between. Everything a
 //! test knows of WebDriver is in this file.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -36,12 +36,12 @@ const WATCH: &str = r"
     }
 ";
 
-/// A browser with a profile of its own. Dropping it ends it, and all processes it has started.
+/// A browser with a home of its own. Dropping it ends it, and all processes it has started.
 pub(crate) struct Browser {
     driver: Child,
     session: String,
     line: Mutex<Line>,
-    _profile: TempDir,
+    _home: TempDir,
 }
 
 /// The connection to the driver, which acts on one window at a time.
@@ -87,8 +87,18 @@ impl Screen {
 impl Browser {
     /// Starts one.
     pub(crate) async fn start() -> Self {
-        let (driver, port) = Self::start_driver().await;
-        let profile = tempfile::tempdir().expect("a temporary folder");
+        Self::start_in(tempfile::tempdir().expect("a temporary folder")).await
+    }
+
+    /// Starts one whose user trusts a CA, which is given as PEM, beside those that everybody trusts.
+    pub(crate) async fn start_trusting(ca: &str) -> Self {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        trust(home.path(), ca).await;
+        Self::start_in(home).await
+    }
+
+    async fn start_in(home: TempDir) -> Self {
+        let (driver, port) = Self::start_driver(home.path()).await;
         let mut line = Line {
             http: Http::new(SocketAddr::from(([127, 0, 0, 1], port))),
             window: String::new(),
@@ -112,7 +122,7 @@ impl Browser {
             "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
             // Over a pipe Chromium ends with its driver, however that ended.
             "--remote-debugging-pipe",
-            &format!("--user-data-dir={}", profile.path().display()),
+            &format!("--user-data-dir={}", home.path().join("profile").display()),
         ];
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "goog:loggingPrefs": {"browser": "ALL"},
@@ -125,17 +135,18 @@ impl Browser {
             driver,
             session,
             line: Mutex::new(line),
-            _profile: profile,
+            _home: home,
         }
     }
 
     /// Starts the driver on a port of its choice. Rarely it ends at once, as where that port is taken on the other address
     /// family: then it is started again, a few times at most.
-    async fn start_driver() -> (Child, u16) {
+    async fn start_driver(home: &Path) -> (Child, u16) {
         for _ in 0..5 {
             let mut driver = Command::new("chromedriver");
             driver
                 .arg("--port=0")
+                .env("HOME", home)
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -193,6 +204,27 @@ impl Browser {
         }
         line.ask(method, &format!("{session}{path}"), body).await
     }
+}
+
+/// Puts a CA into the store of a user's own, where Chromium looks for more of them.
+async fn trust(home: &Path, ca: &str) {
+    let store = home.join(".pki/nssdb");
+    std::fs::create_dir_all(&store).expect("a writable folder");
+    let file = home.join("ca.pem");
+    std::fs::write(&file, ca).expect("a writable folder");
+    let certutil = async |args: &[&str]| {
+        let mut certutil = Command::new("certutil");
+        certutil.arg("-d").arg(&store).args(args);
+        let output = timeout(PATIENCE, certutil.output()).await;
+        let output = output
+            .expect("certutil ends")
+            .expect("certutil is installed");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {complaint}");
+    };
+    certutil(&["-N", "--empty-password"]).await;
+    let file = file.to_str().expect("a path in UTF-8");
+    certutil(&["-A", "-n", "the tests' CA", "-t", "C,,", "-i", file]).await;
 }
 
 impl Line {

@@ -81,6 +81,16 @@ impl Program {
         Self::spawn_elsewhere(command, &listeners(&document), page).await
     }
 
+    /// Starts it in that folder, with a file there that is named without the folder.
+    pub(crate) async fn start_in(folder: &Path, file: &str) -> Self {
+        let document = std::fs::read_to_string(folder.join(file)).expect("a readable file");
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(folder);
+        command.args(["serve", "--config", file]);
+        let page = document.lines().any(|line| line.starts_with("[web]"));
+        Self::spawn_elsewhere(command, &listeners(&document), page).await
+    }
+
     /// Starts it without any argument, as the README does first.
     pub(crate) async fn start_alone() -> Self {
         let names = ["web", "poll", "line", METRICS].map(String::from);

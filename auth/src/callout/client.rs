@@ -1,7 +1,7 @@
 //! Asks one of several HTTP endpoints, whichever is well.
 //!
-//! - At most so many calls are in flight and so many wait for their turn; what comes beyond that is
-//!   turned away at once.
+//! - At most so many calls are in flight and so many wait, in turns by address; what comes beyond
+//!   that is turned away at once.
 //! - A call has a limit, reaching an endpoint a shorter one, and all tries together that of the
 //!   table. A call that fails goes on to the next endpoint while there is time.
 //! - Only a complete, well-formed answer with status 200 counts. Redirects are not followed and
@@ -25,9 +25,12 @@ use std::{
 };
 
 use bytes::Bytes;
+#[cfg(feature = "http")]
+use chinwag_core::config::Span;
 use chinwag_core::{
     CallOutcome, CalloutMetrics, Lifecycle,
     clock::{self, Instant},
+    config::Size,
     plugin::{BuildError, Meter},
 };
 use http::{
@@ -48,7 +51,6 @@ use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Semaphore,
     task::spawn_blocking,
     time::{timeout, timeout_at},
 };
@@ -56,13 +58,20 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "http")]
+use super::{Asker, call_timeout};
 use super::{
     Doubt, RETRY,
     health::{Fault, Health, Trial, Turn},
-    one_line, spread,
+    one_line,
+    places::Places,
+    spread,
     tls::TlsFiles,
 };
-use crate::watch::{Watch, follow};
+use crate::{
+    fair::Party,
+    watch::{Unusable, Watch, follow},
+};
 
 /// The most endpoints.
 const ENDPOINTS: usize = 16;
@@ -73,6 +82,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEPT_ALIVE: usize = 16;
 /// The largest head of an answer.
 const HEAD_BYTES: usize = 16 << 10;
+/// The largest answer to those whose table has [`Keys`].
+#[cfg(feature = "http")]
+pub(crate) const ANSWER_BYTES: usize = 64 << 10;
 
 /// Whom to ask and how.
 pub(crate) struct Settings {
@@ -114,32 +126,48 @@ pub(crate) enum Bearer {
 
 /// One question, the same for every endpoint.
 pub(crate) struct Question {
+    /// Whose turn it takes.
+    pub(crate) party: Party,
     pub(crate) method: Method,
     /// JSON, or empty.
     pub(crate) body: Bytes,
 }
 
-/// The keys of a table that say who asks endpoints, and whom it trusts.
+/// The keys of a table that say which endpoints are asked, and how.
 #[cfg(feature = "http")]
-pub(crate) struct Access {
+pub(crate) struct Keys {
+    pub(crate) endpoints: Vec<String>,
     pub(crate) bearer: Option<SecretString>,
     pub(crate) bearer_file: Option<PathBuf>,
     pub(crate) ca: Option<PathBuf>,
     pub(crate) cert: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
+    pub(crate) connect_timeout: Span,
+    pub(crate) call_timeout: Option<Span>,
+    pub(crate) calls: usize,
+    pub(crate) queue: usize,
+    pub(crate) insecure: bool,
 }
 
 #[cfg(feature = "http")]
-impl Access {
-    /// What they come to; paths start from `base`.
+pub(crate) const fn default_connect_timeout() -> Span {
+    Span::millis(500)
+}
+
+#[cfg(feature = "http")]
+pub(crate) const fn default_calls() -> usize {
+    64
+}
+
+#[cfg(feature = "http")]
+impl Keys {
+    /// What they come to for `asker`.
     ///
     /// # Errors
-    /// Keys that exclude each other, and one without the other of a pair.
-    pub(crate) fn resolve(
-        self,
-        base: &std::path::Path,
-    ) -> Result<(Option<Bearer>, TlsFiles), BuildError> {
-        let base = |path: PathBuf| base.join(path);
+    /// Keys that exclude each other, one without the other of a pair, what is no endpoint, and a
+    /// limit that is too long.
+    pub(crate) fn settings(self, asker: Asker<'_>, reach: Reach) -> Result<Settings, BuildError> {
+        let base = |path: PathBuf| asker.base.join(path);
         let bearer = match (self.bearer, self.bearer_file) {
             (Some(_), Some(_)) => {
                 return Err(BuildError::key(
@@ -161,7 +189,20 @@ impl Access {
             }
         };
         let ca = self.ca.map(base);
-        Ok((bearer, TlsFiles { ca, identity }))
+        Ok(Settings {
+            endpoints: endpoints("endpoints", &self.endpoints, self.insecure)?,
+            tls: TlsFiles { ca, identity },
+            bearer,
+            reach,
+            connect_timeout: self.connect_timeout.0,
+            call_timeout: call_timeout(self.call_timeout, asker.timeout)?,
+            calls: self.calls,
+            queue: self.queue,
+            answer_bytes: ANSWER_BYTES,
+            table: asker.table,
+            meter: asker.meter.clone(),
+            timeout: asker.timeout,
+        })
     }
 }
 
@@ -220,10 +261,8 @@ pub(crate) struct Client {
     /// Whose turn it is.
     next: AtomicUsize,
     metrics: Arc<CalloutMetrics>,
-    /// Calls in flight.
-    places: Semaphore,
-    /// Calls in flight or waiting.
-    tickets: Arc<Semaphore>,
+    /// Of calls in flight.
+    places: Arc<Places>,
     lifecycle: Lifecycle,
     link: RwLock<Arc<Link>>,
 }
@@ -264,7 +303,8 @@ enum Failure {
     Broken(String),
     Status(StatusCode),
     NoJson,
-    TooLarge,
+    /// Than this.
+    TooLarge(Size),
     Malformed(String),
 }
 
@@ -277,7 +317,7 @@ impl fmt::Display for Failure {
             Self::Broken(why) => write!(f, "the connection failed: {why}"),
             Self::Status(status) => write!(f, "it answered with status {}", status.as_u16()),
             Self::NoJson => f.write_str("its answer is not of type application/json"),
-            Self::TooLarge => f.write_str("its answer is too large"),
+            Self::TooLarge(most) => write!(f, "its answer is larger than {most}"),
             Self::Malformed(why) => write!(f, "its answer makes no sense: {why}"),
         }
     }
@@ -289,7 +329,7 @@ impl Failure {
             Self::Unreachable(_) => CallOutcome::Unreachable,
             Self::TimedOut | Self::CutShort => CallOutcome::Late,
             Self::Broken(_) => CallOutcome::Broken,
-            Self::Status(_) | Self::NoJson | Self::TooLarge | Self::Malformed(_) => {
+            Self::Status(_) | Self::NoJson | Self::TooLarge(_) | Self::Malformed(_) => {
                 CallOutcome::Senseless
             }
         }
@@ -304,7 +344,7 @@ impl Failure {
                 | StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::GATEWAY_TIMEOUT,
             ) => Some(Fault::Sick),
-            Self::Status(_) | Self::NoJson | Self::TooLarge | Self::Malformed(_) => {
+            Self::Status(_) | Self::NoJson | Self::TooLarge(_) | Self::Malformed(_) => {
                 Some(Fault::Odd)
             }
             Self::CutShort => None,
@@ -331,10 +371,9 @@ impl Client {
         let (settings, watch, material) = watch_and_read
             .await
             .map_err(|error| BuildError::new(format!("reading its files failed: {error}")))?;
-        let material = material?;
-        let all = settings.calls + settings.queue;
-        let tickets = Arc::new(Semaphore::new(all));
-        let link = settings.link(material, OnLifecycle::new(lifecycle, &tickets, all));
+        let material = material.map_err(Unusable::into_fault)?;
+        let places = Places::new(settings.calls, settings.queue);
+        let link = settings.link(material, OnLifecycle::new(lifecycle, &places));
         let endpoints = settings.endpoints.iter().map(|uri| Endpoint {
             uri: uri.clone(),
             health: Health::new(),
@@ -345,8 +384,7 @@ impl Client {
             metrics: CalloutMetrics::of_endpoints(&settings.meter, &settings.table, &shown),
             endpoints,
             next: AtomicUsize::new(0),
-            places: Semaphore::new(settings.calls),
-            tickets,
+            places,
             lifecycle: lifecycle.clone(),
             link: RwLock::new(Arc::new(link)),
             settings,
@@ -357,16 +395,15 @@ impl Client {
         Ok(client)
     }
 
-    fn read(&self) -> Result<Material, BuildError> {
+    fn read(&self) -> Result<Material, Unusable<BuildError>> {
         self.settings.read()
     }
 
-    fn take(&self, read: Result<Material, BuildError>) {
+    fn take(&self, read: Result<Material, Unusable<BuildError>>) {
         let table = &self.settings.table;
         match read {
             Ok(material) => {
-                let all = self.settings.calls + self.settings.queue;
-                let executor = OnLifecycle::new(&self.lifecycle, &self.tickets, all);
+                let executor = OnLifecycle::new(&self.lifecycle, &self.places);
                 *self.link.write() = Arc::new(self.settings.link(material, executor));
                 info!(table, "Certificates and keys for calls read anew.");
             }
@@ -390,17 +427,17 @@ impl Client {
     ) -> Result<T, Duration> {
         let table = &self.settings.table;
         let deadline = clock::now() + self.settings.timeout;
-        let Ok(_ticket) = self.tickets.try_acquire() else {
-            debug!(table, "Too many calls wait already.");
-            self.metrics.turned_away(CallOutcome::Busy);
-            return Err(spread(RETRY));
+        let _place = match timeout_at(deadline, self.places.take(question.party)).await {
+            Ok(Ok(place)) => place,
+            no_place => {
+                match no_place {
+                    Err(_elapsed) => debug!(table, "No call ended in time to begin another."),
+                    Ok(_busy) => debug!(table, "Too many calls wait already."),
+                }
+                self.metrics.turned_away(CallOutcome::Busy);
+                return Err(spread(RETRY));
+            }
         };
-        let Ok(place) = timeout_at(deadline, self.places.acquire()).await else {
-            debug!(table, "No call ended in time to begin another.");
-            self.metrics.turned_away(CallOutcome::Busy);
-            return Err(spread(RETRY));
-        };
-        let _place = place.expect("the semaphore is never closed");
 
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
@@ -422,10 +459,12 @@ impl Client {
                 Turn::Healthy => None,
                 Turn::Trial(trial) => Some(trial),
                 Turn::Probe(trial) => {
+                    self.pass_over();
                     self.probe(index, trial);
                     continue;
                 }
                 Turn::Resting(rest) => {
+                    self.pass_over();
                     soonest = Some(soonest.map_or(rest, |soonest| soonest.min(rest)));
                     continue;
                 }
@@ -448,6 +487,7 @@ impl Client {
                     return Ok(answer);
                 }
                 Err(failure) => {
+                    self.pass_over();
                     if matches!(failure, Failure::Unreachable(_)) {
                         doubt.set(before);
                     }
@@ -459,6 +499,12 @@ impl Client {
             self.metrics.turned_away(CallOutcome::Resting);
         }
         Err(spread(soonest.unwrap_or(RETRY).max(RETRY)))
+    }
+
+    /// Whose turn it was rests or gives no answer, and the next one is asked in its place. Else that
+    /// one would have two turns.
+    fn pass_over(&self) {
+        self.next.fetch_add(1, Ordering::Relaxed);
     }
 
     fn count(&self, index: usize, failure: &Failure, decides: bool) {
@@ -587,18 +633,20 @@ impl Settings {
         paths
     }
 
-    fn read(&self) -> Result<Material, BuildError> {
+    fn read(&self) -> Result<Material, Unusable<BuildError>> {
         let tls = self.endpoints.iter().any(is_https);
         let tls = tls.then(|| self.tls.read()).transpose()?;
         let token = match &self.bearer {
             None => None,
             Some(Bearer::Token(token)) => Some(token.clone()),
-            Some(Bearer::File(path)) => Some(SecretString::from(
-                fs::read_to_string(path).map_err(|error| {
+            Some(Bearer::File(path)) => {
+                let bytes = fs::read(path).map_err(|error| {
                     let why = format!("{} can't be read: {error}", path.display());
-                    BuildError::key("bearer_file", why)
-                })?,
-            )),
+                    Unusable::Unread(BuildError::key("bearer_file", why))
+                })?;
+                // What is not even UTF-8 is as bad as nothing.
+                Some(String::from_utf8(bytes).unwrap_or_default().into())
+            }
         };
         let authorization = token.map(|token| {
             let token = token.expose_secret().trim();
@@ -611,10 +659,10 @@ impl Settings {
                     value
                 })
                 .ok_or_else(|| {
-                    BuildError::key(
+                    Unusable::Bad(BuildError::key(
                         "bearer",
                         "the bearer token is not visible ASCII without space",
-                    )
+                    ))
                 })
         });
         Ok(Material {
@@ -661,16 +709,17 @@ fn is_json(answer: &Response<Incoming>) -> bool {
 }
 
 async fn read_body(mut body: Incoming, cap: usize) -> Result<Vec<u8>, Failure> {
+    let too_large = || Failure::TooLarge(Size(cap));
     let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if declared > cap {
-        return Err(Failure::TooLarge);
+        return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(declared);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Failure::Broken(with_causes(&error)))?;
         if let Ok(data) = frame.into_data() {
             if bytes.len() + data.len() > cap {
-                return Err(Failure::TooLarge);
+                return Err(too_large());
             }
             bytes.extend_from_slice(&data);
         }
@@ -694,16 +743,14 @@ fn with_causes(error: &dyn Error) -> String {
 #[derive(Clone)]
 struct OnLifecycle {
     lifecycle: Lifecycle,
-    tickets: Arc<Semaphore>,
-    all: u32,
+    places: Arc<Places>,
 }
 
 impl OnLifecycle {
-    fn new(lifecycle: &Lifecycle, tickets: &Arc<Semaphore>, all: usize) -> Self {
+    fn new(lifecycle: &Lifecycle, places: &Arc<Places>) -> Self {
         Self {
             lifecycle: lifecycle.clone(),
-            tickets: Arc::clone(tickets),
-            all: u32::try_from(all).expect("calls and queue are bounded"),
+            places: Arc::clone(places),
         }
     }
 }
@@ -717,7 +764,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnLifec
                 // What was begun is ended; then nobody needs a connection any more.
                 () = async {
                     it.lifecycle.draining().await;
-                    let _none_in_flight = it.tickets.acquire_many(it.all).await;
+                    it.places.idle().await;
                 } => {}
             }
         });

@@ -92,8 +92,9 @@ struct Request<'a> {
     tls: Option<Tls<'a>>,
 }
 
+/// How a connection is encrypted.
 #[derive(Serialize)]
-struct Tls<'a> {
+pub(crate) struct Tls<'a> {
     version: &'a str,
     cipher: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -231,7 +232,7 @@ pub(crate) fn read(answer: &[u8], request: &AuthRequest) -> Result<Verdict, Stri
             };
             let public = answer.public.filter(|text| !secrets.are_in(text));
             Verdict::Deny {
-                denial: Denial::Other,
+                denial: Denial::BackEnd,
                 reason,
                 public,
             }

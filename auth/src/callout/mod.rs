@@ -13,6 +13,8 @@ pub(crate) mod contract;
 mod health;
 #[cfg(feature = "exec")]
 mod lines;
+#[cfg(feature = "_client")]
+mod places;
 #[cfg(feature = "exec")]
 pub(crate) mod programs;
 #[cfg(feature = "_contract")]
@@ -24,11 +26,15 @@ pub(crate) mod tls;
 
 use std::{
     hash::{BuildHasher, RandomState},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use chinwag_core::{config::Span, plugin::BuildError};
+use chinwag_core::{
+    config::Span,
+    plugin::{AuthenticatorContext, BuildError, Meter, SessionManagerContext},
+};
 
 #[cfg(feature = "_contract")]
 pub(crate) use self::secrets::Secrets;
@@ -45,6 +51,46 @@ const NAME_CHARS: usize = 128;
 /// The most roles, and characters of one.
 const ROLES: usize = 64;
 const ROLE_CHARS: usize = 64;
+
+/// Whose table says who is asked.
+pub(crate) struct Asker<'a> {
+    /// The path of the table, such as `authenticators.NAME`, for logs and metrics.
+    pub(crate) table: String,
+    /// Where relative paths start from.
+    pub(crate) base: &'a Path,
+    pub(crate) meter: &'a Meter,
+    /// How long an answer may take, all in all: a little less than whoever waits for it has, so that
+    /// what went wrong is known and told before that.
+    pub(crate) timeout: Duration,
+}
+
+impl<'a> From<&'a AuthenticatorContext> for Asker<'a> {
+    fn from(cx: &'a AuthenticatorContext) -> Self {
+        Self {
+            table: format!("authenticators.{}", cx.name),
+            base: &cx.base,
+            meter: &cx.meter,
+            timeout: within(cx.timeout),
+        }
+    }
+}
+
+impl<'a> From<&'a SessionManagerContext> for Asker<'a> {
+    fn from(cx: &'a SessionManagerContext) -> Self {
+        Self {
+            table: format!("session_managers.{}", cx.name),
+            base: &cx.base,
+            meter: &cx.meter,
+            timeout: within(cx.timeout),
+        }
+    }
+}
+
+/// How many questions may wait where the table does not say.
+#[cfg(feature = "_contract")]
+pub(crate) const fn default_queue() -> usize {
+    1000
+}
 
 /// Whether a question may have reached somebody who then gave no answer: what it asks for may have
 /// been done.
@@ -75,9 +121,8 @@ pub(crate) fn spread(retry: Duration) -> Duration {
     retry + retry.mul_f64(random as f64 / 1024.0)
 }
 
-/// How much of `timeout` may be spent: a little less, so that what went wrong is known and told
-/// before whoever waits gives up.
-pub(crate) fn within(timeout: Duration) -> Duration {
+/// How much of `timeout` may be spent.
+fn within(timeout: Duration) -> Duration {
     timeout.mul_f64(0.9)
 }
 

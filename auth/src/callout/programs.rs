@@ -28,6 +28,7 @@ use std::{
 use chinwag_core::{
     CallOutcome, CalloutMetrics, Lifecycle,
     clock::{self, Instant},
+    config::Span,
     plugin::{BuildError, Meter},
 };
 use parking_lot::Mutex;
@@ -42,10 +43,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Doubt, RETRY, Secrets,
+    Asker, Doubt, RETRY, Secrets, call_timeout,
     lines::{Lines, Long},
     spread,
 };
+use crate::fair::{Fair, Party};
 
 /// How long a program that failed rests at first, and at most.
 const FIRST_REST: Duration = Duration::from_millis(100);
@@ -89,8 +91,6 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// The longest answer.
     pub(crate) answer_bytes: usize,
-    /// Takes lines that answer nothing. Without it a program has nothing to say unasked.
-    pub(crate) unasked: Option<Unasked>,
 }
 
 /// Takes a line without an `id`. `None`: the line is none that a program may write.
@@ -104,29 +104,31 @@ pub(crate) struct Taken {
     pub(crate) mistake: Option<&'static str>,
 }
 
-/// The keys of a table that say what runs.
-pub(crate) struct Launch<'a> {
-    pub(crate) command: &'a [String],
-    pub(crate) environment: &'a [String],
+/// The keys of a table that say what runs, and how it is asked.
+pub(crate) struct Keys {
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: Vec<String>,
     pub(crate) programs: usize,
     pub(crate) in_flight: usize,
     pub(crate) queue: usize,
+    pub(crate) call_timeout: Option<Span>,
 }
 
-/// What runs: the program, where, its arguments, and all that its environment has.
-pub(crate) struct Ready {
-    pub(crate) program: PathBuf,
-    pub(crate) folder: PathBuf,
-    pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Vec<(String, OsString)>,
+pub(crate) fn default_environment() -> Vec<String> {
+    vec!["PATH".to_owned()]
 }
 
-impl Launch<'_> {
-    /// What they come to; paths start from `base`.
+impl Keys {
+    /// What they come to for `asker`.
     ///
     /// # Errors
-    /// Numbers out of their bounds, and a program that is not there.
-    pub(crate) fn resolve(&self, base: &Path, table: &str) -> Result<Ready, BuildError> {
+    /// Numbers out of their bounds, a program that is not there, and a limit that is too long.
+    pub(crate) fn settings(
+        self,
+        asker: Asker<'_>,
+        answer_bytes: usize,
+    ) -> Result<Settings, BuildError> {
+        let (base, table) = (asker.base, &asker.table);
         let numbers = [
             ("programs", self.programs, 1, MAX_PROGRAMS),
             ("in_flight", self.in_flight, 1, MAX_IN_FLIGHT),
@@ -160,11 +162,19 @@ impl Launch<'_> {
                 format!("the folder to run in is not known: {error}"),
             )
         })?;
-        Ok(Ready {
+        Ok(Settings {
             program: find(program, base)?,
-            folder,
             arguments: arguments.to_vec(),
+            folder,
             environment: environment.collect(),
+            programs: self.programs,
+            in_flight: self.in_flight,
+            queue: self.queue,
+            call_timeout: call_timeout(self.call_timeout, asker.timeout)?,
+            answer_bytes,
+            meter: asker.meter.clone(),
+            timeout: asker.timeout,
+            table: asker.table,
         })
     }
 }
@@ -200,23 +210,35 @@ pub(crate) struct Programs {
 
 struct Shared {
     settings: Settings,
+    /// Takes lines that answer nothing. Without it a program has nothing to say unasked.
+    unasked: Option<Unasked>,
     metrics: Arc<CalloutMetrics>,
     queue: Mutex<Queue>,
     arrived: Notify,
 }
 
 struct Queue {
-    waiting: VecDeque<Job>,
+    waiting: Fair<Job>,
     /// How many questions programs have, of `programs` × `in_flight`.
     busy: usize,
     /// Until when each program rests.
     resting: Vec<Option<Instant>>,
 }
 
+/// One question.
+pub(crate) struct Question {
+    /// From [`Programs::id`].
+    pub(crate) id: u64,
+    /// Whose turn it takes.
+    pub(crate) party: Party,
+    /// A JSON object with that `id`.
+    pub(crate) line: Vec<u8>,
+    /// What it presents and no log may have.
+    pub(crate) secrets: Secrets,
+}
+
 struct Job {
-    id: u64,
-    line: Vec<u8>,
-    secrets: Secrets,
+    question: Question,
     reply: Reply,
 }
 
@@ -265,18 +287,20 @@ impl Drop for Place<'_> {
 }
 
 impl Programs {
-    /// Starts nothing yet.
-    pub(crate) fn new(settings: Settings, lifecycle: &Lifecycle) -> Self {
+    /// Starts nothing yet. `unasked` takes lines that answer nothing; without it a program has nothing
+    /// to say unasked.
+    pub(crate) fn new(settings: Settings, unasked: Option<Unasked>, lifecycle: &Lifecycle) -> Self {
         let (alive, gone) = watch::channel(());
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue {
-                waiting: VecDeque::new(),
+                waiting: Fair::default(),
                 busy: 0,
                 resting: vec![None; settings.programs],
             }),
             arrived: Notify::new(),
             metrics: CalloutMetrics::of_programs(&settings.meter, &settings.table),
             settings,
+            unasked,
         });
         for index in 0..shared.settings.programs {
             let (shared, ears, mut gone) = (Arc::clone(&shared), lifecycle.clone(), gone.clone());
@@ -304,23 +328,21 @@ impl Programs {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Asks one of the programs: `question` is a JSON object with that `id`, and so is the answer,
-    /// which `read` makes sense of. `doubt` is there when a program may have got the question and
-    /// gave no answer. Dropping the future gives up waiting.
+    /// Asks one of the programs: the answer is a JSON object with the question's `id`, which `read`
+    /// makes sense of. `doubt` is there when a program may have got the question and gave no answer.
+    /// Dropping the future gives up waiting.
     ///
     /// # Errors
     /// When to try again. What went wrong is in the log.
     pub(crate) async fn ask<T>(
         &self,
-        id: u64,
-        question: Vec<u8>,
-        secrets: Secrets,
+        question: Question,
         read: impl FnOnce(&[u8]) -> Result<T, String>,
         doubt: &Doubt,
     ) -> Result<T, Duration> {
         let began = clock::now();
         let before = doubt.raise();
-        let answer = self.exchange(id, question, secrets).await;
+        let answer = self.exchange(question).await;
         let answer = answer.and_then(|answer| read(&answer).map_err(Lost::Senseless));
         let metrics = &self.shared.metrics;
         match &answer {
@@ -339,21 +361,11 @@ impl Programs {
         answer.map_err(|lost| lost.retry())
     }
 
-    async fn exchange(
-        &self,
-        id: u64,
-        mut question: Vec<u8>,
-        secrets: Secrets,
-    ) -> Result<Vec<u8>, Lost> {
+    async fn exchange(&self, mut question: Question) -> Result<Vec<u8>, Lost> {
         let deadline = clock::now() + self.shared.settings.timeout;
-        question.push(b'\n');
+        question.line.push(b'\n');
         let (reply, answer) = oneshot::channel();
-        self.shared.push(Job {
-            id,
-            line: question,
-            secrets,
-            reply,
-        })?;
+        self.shared.push(Job { question, reply })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_dropped)) => Err(Lost::Broken),
@@ -375,17 +387,17 @@ impl Shared {
             return Err(Lost::Resting(rest));
         }
         let free = self.settings.programs * self.settings.in_flight - queue.busy;
-        let bound = self.settings.queue + free;
-        if queue.waiting.len() >= bound {
-            // Those who gave up must not keep others out.
-            queue.waiting.retain(|job| !job.reply.is_closed());
-            if queue.waiting.len() >= bound {
-                debug!(table, "Too many questions wait already.");
-                return Err(Lost::Busy);
-            }
-        }
-        queue.waiting.push_back(job);
+        let (party, bound) = (job.question.party, self.settings.queue + free);
+        let is_gone = |job: &Job| job.reply.is_closed();
+        let pushed = queue.waiting.push(party, job, bound, is_gone);
         drop(queue);
+        let displaced = pushed.map_err(|_full| {
+            debug!(table, "Too many questions wait already.");
+            Lost::Busy
+        })?;
+        if let Some(job) = displaced {
+            let _gave_up = job.reply.send(Err(Lost::Busy));
+        }
         self.arrived.notify_one();
         Ok(())
     }
@@ -394,7 +406,7 @@ impl Shared {
     fn pop(&self) -> Option<(Job, Place<'_>)> {
         let mut queue = self.queue.lock();
         loop {
-            let job = queue.waiting.pop_front()?;
+            let job = queue.waiting.pop()?;
             if !job.reply.is_closed() {
                 queue.busy += 1;
                 return Some((job, Place(self)));
@@ -423,7 +435,7 @@ impl Shared {
         };
         let waiting = std::mem::take(&mut queue.waiting);
         drop(queue);
-        for job in waiting {
+        for job in waiting.into_items() {
             let _gave_up = job.reply.send(Err(Lost::Resting(rest)));
         }
     }
@@ -604,15 +616,13 @@ impl Program {
         let mut next = Some(first);
         let (mut stopping, mut speaks) = (false, true);
         loop {
-            if let Some((job, place)) = next.take() {
-                unwritten.extend(&job.line);
+            if let Some((Job { question, reply }, _place)) = next.take() {
+                unwritten.extend(&question.line);
                 self.recent.truncate(REMEMBERED - 1);
-                self.recent.push_front(job.secrets);
+                self.recent.push_front(question.secrets);
                 let deadline = clock::now() + settings.call_timeout;
-                let reply = job.reply;
-                let _place = place;
                 asked.insert(
-                    job.id,
+                    question.id,
                     Asked {
                         reply,
                         deadline,
@@ -645,7 +655,7 @@ impl Program {
                     let line = line.map_err(Failure::Unreadable)?.ok_or(Failure::Ended)?;
                     let head = serde_json::from_slice::<Head>(&line);
                     let Some(id) = head.map_err(|_| Failure::NoAnswer)?.id else {
-                        let take = settings.unasked.as_ref().ok_or(Failure::NoAnswer)?;
+                        let take = shared.unasked.as_ref().ok_or(Failure::NoAnswer)?;
                         let taken = take(&line).ok_or(Failure::NoAnswer)?;
                         if let Some(code) = taken.mistake
                             && self.may_log(&settings.table)

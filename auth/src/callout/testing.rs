@@ -37,6 +37,18 @@ pub(crate) async fn judge(authenticator: &dyn Authenticator, credentials: Creden
     authenticator.authenticate(&request(credentials)).await
 }
 
+/// The same from the address that ends in `host`.
+#[cfg(feature = "_contract")]
+pub(crate) async fn judge_from(
+    authenticator: &dyn Authenticator,
+    host: u8,
+    credentials: Credentials,
+) -> Verdict {
+    let mut request = request(credentials);
+    request.address = IpAddr::from([192, 0, 2, host]);
+    authenticator.authenticate(&request).await
+}
+
 /// The name that the verdict lets in.
 ///
 /// # Panics

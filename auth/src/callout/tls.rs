@@ -1,7 +1,8 @@
 //! TLS towards those who are asked: whom to believe, and what to show them.
 
 use std::{
-    fs, io,
+    fmt::Display,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,6 +13,8 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+
+use crate::watch::Unusable;
 
 /// The files of one side of TLS.
 #[derive(Debug, Clone, Default)]
@@ -29,7 +32,7 @@ impl TlsFiles {
     }
 
     /// Reads the files. Blocks.
-    pub(crate) fn read(&self) -> Result<Arc<ClientConfig>, BuildError> {
+    pub(crate) fn read(&self) -> Result<Arc<ClientConfig>, Unusable<BuildError>> {
         let mut roots = RootCertStore::empty();
         if let Some(ca) = &self.ca {
             for certificate in certificates("ca", ca)? {
@@ -38,12 +41,18 @@ impl TlsFiles {
                     .map_err(|error| at_fault("ca", ca, &error))?;
             }
         } else {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let trusted = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(trusted.certs);
             if roots.is_empty() {
-                return Err(BuildError::key(
+                let nobody = BuildError::key(
                     "ca",
                     "the system trusts nobody: name with `ca` who may sign the certificates of endpoints",
-                ));
+                );
+                return Err(if trusted.errors.is_empty() {
+                    Unusable::Bad(nobody)
+                } else {
+                    Unusable::Unread(nobody)
+                });
             }
         }
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -70,23 +79,45 @@ impl TlsFiles {
 fn certificates(
     key: &'static str,
     path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, BuildError> {
+) -> Result<Vec<CertificateDer<'static>>, Unusable<BuildError>> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes(key, path)?)
         .collect::<Result<_, _>>()
         .map_err(|error| at_fault(key, path, &error))?;
     if certificates.is_empty() {
-        return Err(BuildError::key(
+        return Err(Unusable::Bad(BuildError::key(
             key,
             format!("{} has no certificate in PEM form", path.display()),
-        ));
+        )));
     }
     Ok(certificates)
 }
 
-fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, BuildError> {
-    fs::read(path).map_err(|error: io::Error| at_fault(key, path, &error))
+fn bytes(key: &'static str, path: &Path) -> Result<Vec<u8>, Unusable<BuildError>> {
+    fs::read(path).map_err(|error| Unusable::Unread(fault(key, path, &error)))
 }
 
-fn at_fault(key: &'static str, path: &Path, error: &dyn std::fmt::Display) -> BuildError {
+fn at_fault(key: &'static str, path: &Path, error: &dyn Display) -> Unusable<BuildError> {
+    Unusable::Bad(fault(key, path, error))
+}
+
+fn fault(key: &'static str, path: &Path, error: &dyn Display) -> BuildError {
     BuildError::key(key, format!("{} can't be used: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_not_be_read_is_tried_again_and_a_faulty_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = folder.path().join("ca.pem");
+        let files = TlsFiles {
+            ca: Some(ca.clone()),
+            identity: None,
+        };
+        assert!(matches!(files.read(), Err(Unusable::Unread(_))));
+        fs::write(&ca, "nonsense").unwrap();
+        assert!(matches!(files.read(), Err(Unusable::Bad(_))));
+    }
 }

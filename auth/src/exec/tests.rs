@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::callout::testing::{Ears, PATIENCE, is_unavailable, judge, let_in, log_in};
+use crate::callout::testing::{Ears, PATIENCE, is_unavailable, judge, judge_from, let_in, log_in};
 
 /// What every script begins with: `answer ID REST` writes an answer, and `ask` reads a question into
 /// `line`, `id` and `user`.
@@ -297,6 +297,39 @@ async fn questions_that_wait_are_bounded() {
     for verdict in in_time.join_all().await {
         let_in(verdict);
     }
+}
+
+#[tokio::test]
+async fn nobody_waits_behind_all_log_ins_of_another_address() {
+    let script = Script::new(
+        r#"while ask; do echo "$user" >> asked; until [ -e open ]; do sleep 0.01; done
+            answer "$id" '"verdict":"allow"'
+        done"#,
+    );
+    let authenticator = Arc::new(script.start("programs = 1\nqueue = 3"));
+    let mut tasks = JoinSet::new();
+    for (nth, (host, name)) in [(1, "a"), (1, "b"), (1, "c"), (1, "d"), (2, "x"), (3, "y")]
+        .into_iter()
+        .enumerate()
+    {
+        let authenticator = Arc::clone(&authenticator);
+        tasks.spawn(async move {
+            let verdict = judge_from(&*authenticator, host, user(name)).await;
+            (name, !is_unavailable(&verdict))
+        });
+        if nth == 0 {
+            until(|| script.path("asked").exists()).await;
+        }
+        // Each has to be in the queue before the next one comes.
+        tokio::task::yield_now().await;
+    }
+    let first_two = [tasks.join_next().await, tasks.join_next().await];
+    let displaced = first_two.map(|task| task.unwrap().unwrap());
+    assert_eq!(displaced, [("d", false), ("c", false)]);
+    fs::write(script.path("open"), "").unwrap();
+    assert!(tasks.join_all().await.into_iter().all(|(_, is_in)| is_in));
+    let asked = fs::read_to_string(script.path("asked")).unwrap();
+    assert_eq!(asked, "a\nb\nx\ny\n");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chinwag_core::{
     Lifecycle,
     config::{Rate, Size},
-    plugin::{Credentials, Principal},
+    plugin::{Credentials, Denial, Principal},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,7 +17,8 @@ use tokio::{
 use super::*;
 use crate::{
     callout::testing::{
-        Answer, Backend, Ears, PATIENCE, is_unavailable, judge, let_in, log_in, pipes, request,
+        Answer, Backend, Ears, PATIENCE, is_unavailable, judge, judge_from, let_in, log_in, pipes,
+        request,
     },
     watch::LOOK_EVERY,
 };
@@ -113,9 +114,19 @@ async fn every_verdict_is_taken_for_what_it_is() {
     })))
     .await;
     let verdict = judge(&authenticator, alice()).await;
-    let Verdict::Deny { public, reason, .. } = verdict else {
+    let Verdict::Deny {
+        denial,
+        public,
+        reason,
+    } = verdict
+    else {
         panic!("{verdict:?}")
     };
+    assert_eq!(
+        denial,
+        Denial::BackEnd,
+        "counted as its own, whatever it says"
+    );
     assert_eq!(reason, "no such user");
     assert_eq!(public.as_deref(), Some("Your account is suspended."));
 
@@ -176,7 +187,7 @@ async fn what_is_no_verdict_lets_nobody_in_and_refuses_nobody() {
         Answer::Echo,
         Answer::Json(format!(
             "{}{}",
-            " ".repeat(ANSWER_BYTES),
+            " ".repeat(client::ANSWER_BYTES),
             r#"{"verdict":"allow"}"#
         )),
         Answer::Json("[".repeat(10_000)),
@@ -264,6 +275,20 @@ async fn endpoints_take_turns() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_beside_a_dead_endpoint_have_as_much_to_do_as_each_other() {
+    let dead = Backend::new(Answer::Refuse);
+    let (b, c) = (
+        Backend::new(Answer::allow("alice")),
+        Backend::new(Answer::allow("alice")),
+    );
+    let authenticator = start(THREE, pipes([("a", &dead), ("b", &b), ("c", &c)])).await;
+    for _ in 0..20 {
+        let_in(judge(&authenticator, alice()).await);
+    }
+    assert_eq!((b.asked().len(), c.asked().len()), (10, 10));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_dead_endpoint_of_three_costs_its_connect_limit_once() {
     let dead = Backend::new(Answer::Void);
     let well = Backend::new(Answer::allow("alice"));
@@ -275,7 +300,7 @@ async fn one_dead_endpoint_of_three_costs_its_connect_limit_once() {
         spent += began.elapsed();
         sleep(Duration::from_secs(1)).await;
     }
-    assert_eq!(spent, default_connect_timeout().0);
+    assert_eq!(spent, client::default_connect_timeout().0);
 
     dead.set(Answer::allow("alice"));
     for _ in 0..60 {
@@ -385,6 +410,31 @@ async fn calls_in_flight_and_those_that_wait_are_bounded() {
     let expected = [(false, 1), (false, 1), (false, 2), (true, 0), (true, 0)];
     assert_eq!(all, expected);
     assert_eq!(backend.connections(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_behind_all_log_ins_of_another_address() {
+    let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::allow("alice")));
+    let backend = Backend::new(slow);
+    // More of them than a verdict has time for.
+    let table = format!("{ONE}calls = 2\nqueue = 20");
+    let authenticator = start(&table, pipes([("a", &backend)])).await;
+    let log_in = |host: u8| {
+        let authenticator = &authenticator;
+        async move {
+            let began = Instant::now();
+            let verdict = judge_from(authenticator, host, alice()).await;
+            (is_unavailable(&verdict), began.elapsed().as_secs())
+        }
+    };
+    let crowd = (0..22).map(|_| log_in(1));
+    let all: Vec<_> = crowd.chain((2..5).map(log_in)).collect();
+    let all = futures_util::future::join_all(all).await;
+    let (crowd, others) = all.split_at(22);
+    assert!(crowd[..2].iter().all(|(is_unavailable, _)| !is_unavailable));
+    assert_eq!(crowd[19..], [(true, 0); 3], "they made room");
+    // When the first two calls end, the turns are the crowd's and that of the first of the others.
+    assert_eq!(*others, [(false, 2), (false, 3), (false, 3)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -599,6 +649,20 @@ async fn a_bearer_in_a_file_is_read_anew_when_it_changes() {
         let header = &asked.last().unwrap().headers["authorization"];
         assert_eq!(header, &format!("Bearer {sent}"));
     }
+    let ears = Ears::open();
+    let bad = [&b"\xff"[..], b"no good either"];
+    for content in bad {
+        fs::write(&file, content).unwrap();
+        sleep(5 * LOOK_EVERY).await;
+    }
+    let refused = "the bearer token is not visible ASCII";
+    let heard = ears.heard();
+    assert_eq!(heard.matches(refused).count(), bad.len(), "{heard}");
+    assert!(!heard.contains("tried again"), "{heard}");
+    fs::remove_file(&file).unwrap();
+    sleep(5 * LOOK_EVERY).await;
+    let heard = ears.heard();
+    assert_eq!(heard.matches("it is tried again").count(), 1, "{heard}");
 }
 
 /// A back end on a port of this machine.

@@ -23,7 +23,7 @@ use serde_json::Value;
 use tokio::task::spawn_blocking;
 use tracing::{debug, info, warn};
 
-use crate::watch::{Watch, follow};
+use crate::watch::{Unusable, Watch, follow};
 
 /// The most keys of a set.
 const KEYS: usize = 64;
@@ -268,7 +268,7 @@ impl KeyFile {
         })
         .await
         .map_err(|error| BuildError::key(of, format!("reading it failed: {error}")))?;
-        let keys = keys.map_err(|error| BuildError::key(of, error))?;
+        let keys = keys.map_err(|error| BuildError::key(of, error.into_fault()))?;
         *file.keys.write() = Some(Arc::new(keys));
         follow(lifecycle, &file, watch, Self::read, Self::take);
         Ok(file)
@@ -282,17 +282,17 @@ impl KeyFile {
         )
     }
 
-    fn read(&self) -> Result<KeySet, String> {
+    fn read(&self) -> Result<KeySet, Unusable<String>> {
         let text = read(&self.path)?;
         let keys = if self.is_set {
             KeySet::set(&text, &self.algorithms, true)
         } else {
             KeySet::single(&text, &self.algorithms)
         };
-        keys.map_err(|why| format!("{} can't be used: {why}", self.path.display()))
+        keys.map_err(|why| Unusable::Bad(format!("{} can't be used: {why}", self.path.display())))
     }
 
-    fn take(&self, read: Result<KeySet, String>) {
+    fn take(&self, read: Result<KeySet, Unusable<String>>) {
         let authenticator = &self.name;
         match read {
             Ok(keys) => {
@@ -307,11 +307,11 @@ impl KeyFile {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |error| format!("{} can't be read: {error}", path.display());
+fn read(path: &Path) -> Result<Vec<u8>, Unusable<String>> {
+    let failed = |error| Unusable::Unread(format!("{} can't be read: {error}", path.display()));
     // Asked before it is opened, since opening a pipe waits for its writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(format!("{} is not a file", path.display()));
+        return Err(Unusable::Bad(format!("{} is not a file", path.display())));
     }
     let mut text = Vec::new();
     let file = fs::File::open(path).map_err(failed)?;
@@ -319,7 +319,27 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         .read_to_end(&mut text)
         .map_err(failed)?;
     if text.len() > SET_BYTES {
-        return Err(format!("{} is over 256 KiB", path.display()));
+        return Err(Unusable::Bad(format!("{} is over 256 KiB", path.display())));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_can_not_be_read_is_tried_again_and_a_faulty_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = KeyFile {
+            name: "tokens".into(),
+            path: folder.path().join("key"),
+            is_set: false,
+            algorithms: vec![Algorithm::ES256],
+            keys: RwLock::default(),
+        };
+        assert!(matches!(file.read(), Err(Unusable::Unread(_))));
+        fs::write(&file.path, "nonsense").unwrap();
+        assert!(matches!(file.read(), Err(Unusable::Bad(_))));
+    }
 }

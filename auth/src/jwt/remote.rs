@@ -20,10 +20,13 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use super::keys::KeySet;
-use crate::callout::{
-    Doubt, RETRY,
-    client::{Client, Question},
-    spread,
+use crate::{
+    callout::{
+        Doubt, RETRY,
+        client::{Client, Question},
+        spread,
+    },
+    fair::Party,
 };
 
 /// How old a set may be to say that there is no such key.
@@ -122,6 +125,7 @@ impl Remote {
         let it = Arc::clone(self);
         self.lifecycle.spawn(async move {
             let question = Question {
+                party: Party::SERVER,
                 method: Method::GET,
                 body: Bytes::new(),
             };

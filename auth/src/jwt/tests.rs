@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::{
-    callout::testing::{Answer, Backend, is_unavailable, judge, let_in, pipes},
+    callout::testing::{
+        Answer, Backend, Ears, documentation, is_unavailable, judge, let_in, pipes,
+    },
     watch::LOOK_EVERY,
 };
 
@@ -363,6 +365,11 @@ async fn claims_decide_who_may_come_in_and_when() {
     ] {
         let verdict = judge(&authenticator, with(changes.clone())).await;
         assert_eq!(reason(&verdict), why, "{changes}");
+        let Verdict::Deny { public, .. } = verdict else {
+            panic!("{verdict:?}")
+        };
+        let told = (why == "the token has expired").then_some(EXPIRED);
+        assert_eq!(public.as_deref(), told, "{changes}: what the client reads");
     }
 
     let mut as_bob = with(json!({}));
@@ -371,6 +378,77 @@ async fn claims_decide_who_may_come_in_and_when() {
     assert_eq!(reason(&verdict), "the token is another user's");
     as_bob.user = Some("alice".into());
     assert_eq!(let_in(judge(&authenticator, as_bob).await), "alice");
+}
+
+#[tokio::test]
+async fn a_type_that_is_wanted_is_compared_as_media_types_are() {
+    let signer = Signer::new(Algorithm::HS256);
+    let typed = |typ: Option<Value>| {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let mut header = json!({"alg": "HS256"});
+        if let Some(typ) = typ {
+            header["typ"] = typ;
+        }
+        let claims = json!({"sub": "alice", "exp": NOW + 60});
+        let message = format!("{}.{}", part(&header), part(&claims));
+        let signature =
+            jsonwebtoken::crypto::sign(message.as_bytes(), &signer.key, Algorithm::HS256).unwrap();
+        Credentials::token(format!("{message}.{signature}"))
+    };
+    let any = [
+        None,
+        Some(json!(null)),
+        Some(json!(7)),
+        Some(json!("")),
+        Some(json!("JWT")),
+        Some(json!("at+jwt")),
+    ];
+    let (authenticator, _folder) = start(&signer, "").await;
+    for typ in any.clone() {
+        let_in(judge(&authenticator, typed(typ)).await);
+    }
+    for (wanted, taken, not_taken) in [
+        (
+            "at+jwt",
+            &[
+                "at+jwt",
+                "AT+JWT",
+                "application/at+jwt",
+                "Application/At+Jwt",
+            ][..],
+            &[
+                "JWT",
+                "text/at+jwt",
+                "application/application/at+jwt",
+                "at+jwt ",
+            ][..],
+        ),
+        (
+            "application/at+jwt",
+            &["at+jwt", "application/AT+jwt"],
+            &["jwt", "/at+jwt"],
+        ),
+        ("JWT", &["JWT", "jwt", "application/jwt"], &["at+jwt", "J"]),
+    ] {
+        let (authenticator, _folder) = start(&signer, &format!("typ = {wanted:?}")).await;
+        for typ in taken {
+            let_in(judge(&authenticator, typed(Some(json!(typ)))).await);
+        }
+        let wrong = not_taken.iter().map(|typ| Some(json!(typ)));
+        for typ in wrong.chain(any.clone().into_iter().take(4)) {
+            let verdict = judge(&authenticator, typed(typ.clone())).await;
+            assert_eq!(reason(&verdict), "the token is of another type", "{typ:?}");
+            let Verdict::Deny { denial, public, .. } = verdict else {
+                panic!("{verdict:?}")
+            };
+            assert_eq!((denial, public), (Denial::Audience, None), "{typ:?}");
+        }
+    }
+    // Whoever can't sign learns nothing of what is wanted.
+    let (authenticator, _folder) = start(&signer, "typ = \"at+jwt\"").await;
+    let forged = Signer::new(Algorithm::HS256).token();
+    let verdict = judge(&authenticator, forged).await;
+    assert_eq!(reason(&verdict), "the token's signature is wrong");
 }
 
 #[tokio::test]
@@ -556,6 +634,78 @@ async fn while_the_key_set_can_not_be_had_nobody_is_refused_for_it() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_key_set_that_is_too_large_is_not_taken_and_the_log_says_why() {
+    let ears = Ears::open();
+    let signer = Signer::new(Algorithm::ES256);
+    let mut keys = set([signer.json("a")]);
+    for (bytes, is_taken) in [(SET_BYTES, true), (SET_BYTES + 1, false)] {
+        keys["filler"] = json!("");
+        let filler = bytes - keys.to_string().len();
+        keys["filler"] = json!("x".repeat(filler));
+        let text = keys.to_string();
+        assert_eq!(text.len(), bytes);
+        let backend = Backend::new(Answer::Json(text.clone()));
+        let verdict = judge(&remote(&backend, "").await, named(&signer, "a")).await;
+        assert_eq!(!is_unavailable(&verdict), is_taken, "{verdict:?}");
+
+        let folder = folder([("keys.json", &text)]);
+        let table = "algorithms = [\"ES256\"]\njwks = \"keys.json\"";
+        match try_start(table, &folder, Reach::Network).await {
+            Ok(authenticator) => {
+                assert!(is_taken);
+                let_in(judge(&authenticator, named(&signer, "a")).await);
+            }
+            Err(error) => {
+                assert!(!is_taken, "{error}");
+                assert_eq!(error.key, Some("jwks"));
+                assert!(
+                    error.to_string().ends_with("keys.json is over 256 KiB"),
+                    "{error}"
+                );
+            }
+        }
+    }
+    let backend = Backend::new(Answer::Endless);
+    let verdict = judge(&remote(&backend, "").await, named(&signer, "a")).await;
+    assert!(is_unavailable(&verdict), "{verdict:?}");
+    let heard = ears.heard();
+    let told = heard.matches("its answer is larger than 256KiB").count();
+    assert_eq!(told, 2, "{heard}");
+}
+
+#[tokio::test]
+async fn the_documentation_tells_what_the_client_of_an_expired_token_reads() {
+    assert!(documentation("auth.md").contains(EXPIRED));
+}
+
+#[tokio::test]
+async fn the_documentation_shows_a_table_that_can_be_read() {
+    let text = documentation("auth.md");
+    let block = text
+        .split("```toml\n[authenticators.tokens]\nkind = \"jwt\"\n")
+        .nth(1);
+    let block = block.unwrap().split("```").next().unwrap();
+    let table: Jwt = toml::from_str(block).unwrap();
+    assert!(table.check().is_ok());
+    for key in [
+        "algorithms",
+        "jwks",
+        "typ",
+        "issuer",
+        "audience",
+        "leeway",
+        "name",
+        "roles",
+        "refresh",
+        "stale",
+        "ca",
+    ] {
+        let is_told = |line: &str| line.starts_with(&format!("{key} = "));
+        assert!(block.lines().any(is_told), "{key}");
+    }
+}
+
 #[tokio::test]
 async fn a_table_that_can_not_work_is_refused_with_its_key() {
     let rsa = Signer::new(Algorithm::RS256);
@@ -570,6 +720,7 @@ async fn a_table_that_can_not_work_is_refused_with_its_key() {
         ("weak", WEAK),
         ("short", &"s".repeat(31)),
         ("empty", "{\"keys\":[]}"),
+        ("large", &"s".repeat(SET_BYTES + 1)),
     ]);
     let remote = "algorithms = [\"RS256\"]\njwks = \"https://id/\"\n";
     for (table, key) in [
@@ -595,6 +746,16 @@ async fn a_table_that_can_not_work_is_refused_with_its_key() {
         ("algorithms = [\"ES384\"]\nkey = \"p256\"", "key"),
         ("algorithms = [\"EdDSA\"]\nkey = \"p256\"", "key"),
         ("algorithms = [\"HS256\"]\nkey = \"short\"", "key"),
+        ("algorithms = [\"HS256\"]\nkey = \"large\"", "key"),
+        ("algorithms = [\"RS256\"]\nkey = \"rsa\"\ntyp = \"\"", "typ"),
+        (
+            "algorithms = [\"RS256\"]\nkey = \"rsa\"\ntyp = \"at jwt\"",
+            "typ",
+        ),
+        (
+            "algorithms = [\"RS256\"]\nkey = \"rsa\"\ntyp = \"a/b/c\"",
+            "typ",
+        ),
         ("algorithms = [\"RS256\"]\njwks = \"empty\"", "jwks"),
         ("algorithms = [\"RS256\"]\njwks = \"rsa\"", "jwks"),
         ("algorithms = [\"RS256\"]\njwks = \"http://id/\"", "jwks"),

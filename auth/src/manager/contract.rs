@@ -5,15 +5,21 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use chinwag_core::plugin::{AuthFacts, EndCause, Order, SessionData};
+use chinwag_core::{
+    RoomPattern,
+    plugin::{AuthFacts, EndCause, Order, PrincipalLimits, SessionData, Stay},
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::callout::{
-    RETRY, Secrets,
-    contract::{LONGEST_RETRY, PUBLIC_CHARS, SHORTEST_RETRY, VERSION},
-    spread,
+use crate::{
+    callout::{
+        RETRY, Secrets,
+        contract::{LONGEST_RETRY, PUBLIC_CHARS, SHORTEST_RETRY, Tls, VERSION},
+        spread,
+    },
+    fair::Party,
 };
 
 /// The largest context, as compact JSON; of a stay, with what its session has.
@@ -30,25 +36,54 @@ pub(super) enum Message<'a> {
     },
     /// May it enter the room?
     Joined {
-        facts: &'a AuthFacts,
-        stay: u64,
-        room: &'a str,
+        stay: &'a Stay,
         data: Option<&'a SessionData>,
     },
     /// It has left the room.
     Left {
-        facts: &'a AuthFacts,
-        stay: u64,
-        room: &'a str,
+        session: Session<'a>,
+        stay: Place<'a>,
         data: Option<&'a SessionData>,
         cause: EndCause,
     },
     /// It is over.
     Ended {
-        facts: &'a AuthFacts,
+        session: Session<'a>,
         data: Option<&'a SessionData>,
         cause: EndCause,
     },
+}
+
+/// Which session a message is about.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct Session<'a> {
+    pub(super) session: &'a str,
+    pub(super) user: &'a str,
+}
+
+impl<'a> From<&'a AuthFacts> for Session<'a> {
+    fn from(facts: &'a AuthFacts) -> Self {
+        Self {
+            session: &facts.key,
+            user: &facts.user,
+        }
+    }
+}
+
+/// Which of its stays, and where that is.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct Place<'a> {
+    pub(super) stay: u64,
+    pub(super) room: &'a str,
+}
+
+impl<'a> From<&'a Stay> for Place<'a> {
+    fn from(stay: &'a Stay) -> Self {
+        Self {
+            stay: stay.number,
+            room: &stay.room,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -63,9 +98,11 @@ struct Wire<'a> {
     #[serde(flatten)]
     facts: Option<Facts<'a>>,
     #[serde(flatten)]
-    stay: Option<Stay<'a>>,
+    stay: Option<Place<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     control: Option<Control<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    over: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,25 +110,39 @@ struct Wire<'a> {
 }
 
 #[derive(Serialize)]
-struct Session<'a> {
-    session: &'a str,
-    user: &'a str,
-}
-
-#[derive(Serialize)]
 struct Facts<'a> {
     roles: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rooms: Option<Vec<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<&'a PrincipalLimits>,
     authenticator: &'a str,
     transport: &'a str,
     address: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<Tls<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     existing: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-struct Stay<'a> {
-    stay: u64,
-    room: &'a str,
+impl<'a> From<&'a AuthFacts> for Facts<'a> {
+    fn from(facts: &'a AuthFacts) -> Self {
+        let rooms = facts.rooms.as_ref();
+        let has_limits = facts.limits != PrincipalLimits::default();
+        Self {
+            roles: &facts.roles,
+            rooms: rooms.map(|rooms| rooms.iter().map(RoomPattern::as_str).collect()),
+            expires_at: facts.expires_at,
+            limits: has_limits.then_some(&facts.limits),
+            authenticator: &facts.authenticator,
+            transport: &facts.transport,
+            address: facts.address,
+            tls: facts.tls.as_deref().map(Tls::from),
+            existing: facts.existing.as_deref(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -101,6 +152,15 @@ struct Control<'a> {
 }
 
 impl Message<'_> {
+    /// Whose turn it takes: that of the client who waits for the answer, if one does.
+    pub(super) fn party(&self) -> Party {
+        match self {
+            Self::Create { facts, .. } => facts.address.into(),
+            Self::Joined { stay, .. } => stay.facts.address.into(),
+            Self::Hello | Self::Left { .. } | Self::Ended { .. } => Party::SERVER,
+        }
+    }
+
     /// As JSON on one line; `id` numbers it where answers may come in another order.
     pub(super) fn encode(&self, id: Option<u64>) -> Vec<u8> {
         let mut wire = Wire {
@@ -111,61 +171,55 @@ impl Message<'_> {
             facts: None,
             stay: None,
             control: None,
+            over: None,
             cause: None,
             context: None,
         };
-        let facts = match self {
-            Self::Hello => None,
+        match *self {
+            Self::Hello => (),
             Self::Create { facts, control } => {
                 wire.r#type = "create";
-                wire.facts = Some(Facts {
-                    roles: &facts.roles,
-                    authenticator: &facts.authenticator,
-                    transport: &facts.transport,
-                    address: facts.address,
-                    existing: facts.existing.as_deref(),
-                });
+                wire.session = Some(facts.into());
+                wire.facts = Some(facts.into());
                 wire.control = control.map(|(url, token)| Control {
                     url,
                     token: token.expose_secret(),
                 });
-                Some(facts)
             }
-            Self::Joined {
-                facts,
-                stay,
-                room,
-                data,
-            } => {
+            Self::Joined { stay, data } => {
                 wire.r#type = "joined";
-                wire.stay = Some(Stay { stay: *stay, room });
+                wire.session = Some((&*stay.facts).into());
+                wire.stay = Some(stay.into());
                 wire.context = data.map(|data| &data.0);
-                Some(facts)
             }
             Self::Left {
-                facts,
+                session,
                 stay,
-                room,
                 data,
                 cause,
             } => {
                 wire.r#type = "left";
-                wire.stay = Some(Stay { stay: *stay, room });
+                wire.session = Some(session);
+                wire.stay = Some(stay);
                 wire.context = data.map(|data| &data.0);
+                wire.over = Some(if cause.is_of_session() {
+                    "session"
+                } else {
+                    "stay"
+                });
                 wire.cause = Some(cause.code());
-                Some(facts)
             }
-            Self::Ended { facts, data, cause } => {
+            Self::Ended {
+                session,
+                data,
+                cause,
+            } => {
                 wire.r#type = "ended";
+                wire.session = Some(session);
                 wire.context = data.map(|data| &data.0);
                 wire.cause = Some(cause.code());
-                Some(facts)
             }
-        };
-        wire.session = facts.map(|facts| Session {
-            session: &facts.key,
-            user: &facts.user,
-        });
+        }
         serde_json::to_vec(&wire).expect("strings and numbers can be written as JSON")
     }
 }
@@ -202,8 +256,13 @@ impl Allowed {
     }
 }
 
+/// Of a context, as compact JSON.
+pub(super) fn size(context: &Map<String, Value>) -> usize {
+    serde_json::to_vec(context).map_or(0, |text| text.len())
+}
+
 fn check_size(context: &Map<String, Value>) -> Result<(), String> {
-    let bytes = serde_json::to_vec(context).map_or(0, |text| text.len());
+    let bytes = size(context);
     if bytes > CONTEXT_BYTES {
         return Err(format!(
             "its `context` has {bytes} bytes, over {CONTEXT_BYTES}"
@@ -353,9 +412,13 @@ impl Said {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, sync::Arc};
 
-    use chinwag_core::{CloseReason, LeaveReason, plugin::AuthFacts};
+    use chinwag_core::{
+        CloseReason, LeaveReason,
+        config::{Rate, Size},
+        plugin::{AuthFacts, Certificate, TlsFacts},
+    };
     use serde_json::json;
 
     use super::*;
@@ -368,6 +431,35 @@ mod tests {
         facts
     }
 
+    /// The same with all that an authenticator may say and see.
+    fn all_facts() -> AuthFacts {
+        let mut facts = facts();
+        facts.rooms = Some(vec!["lobby".parse().unwrap(), "team:*".parse().unwrap()]);
+        facts.expires_at = Some(1_795_305_600_123);
+        facts.limits.message_bytes = Some(Size(512));
+        facts.limits.sends = Some(Rate::Unlimited);
+        facts.limits.commands = Some(Rate::Limited {
+            rate: 20,
+            per: Duration::from_secs(90),
+            burst: 60,
+        });
+        facts.limits.rooms_per_session = Some(3);
+        let end = |host: u8| (IpAddr::from([192, 0, 2, host]), 4020).into();
+        let mut tls = TlsFacts::new("TLS1.3", "TLS_AES_256_GCM_SHA384", end(1), end(7));
+        let mut certificate = Certificate::default();
+        certificate.fingerprint = "0f".repeat(32);
+        certificate.serial = "1a".into();
+        certificate.common_names = vec!["alice".into()];
+        certificate.expires_at = 1_795_305_600_123;
+        tls.certificate = Some(Arc::new(certificate));
+        facts.tls = Some(Arc::new(tls));
+        facts
+    }
+
+    fn session(facts: &AuthFacts) -> Session<'_> {
+        facts.into()
+    }
+
     fn data() -> SessionData {
         SessionData(Map::from_iter([("team".to_owned(), json!("red"))]))
     }
@@ -375,7 +467,8 @@ mod tests {
     #[test]
     fn every_message_is_of_the_schema() {
         let schema = schema("session-question");
-        let (facts, data) = (facts(), data());
+        let (facts, all_facts, data) = (facts(), all_facts(), data());
+        let stay = Stay::new(Arc::new(facts.clone()), 1, "lobby");
         let token = SecretString::from("K3y.s3cret");
         let cause = EndCause::Session(CloseReason::Logout);
         let url = "http://127.0.0.1:9465/v1/control";
@@ -386,24 +479,27 @@ mod tests {
                 control: None,
             },
             Message::Create {
-                facts: &facts,
+                facts: &all_facts,
                 control: Some((url, &token)),
             },
             Message::Joined {
-                facts: &facts,
-                stay: 1,
-                room: "lobby",
+                stay: &stay,
                 data: Some(&data),
             },
             Message::Left {
-                facts: &facts,
-                stay: 1,
-                room: "lobby",
+                session: session(&facts),
+                stay: (&stay).into(),
                 data: None,
                 cause: EndCause::Refused,
             },
+            Message::Left {
+                session: session(&facts),
+                stay: (&stay).into(),
+                data: Some(&data),
+                cause,
+            },
             Message::Ended {
-                facts: &facts,
+                session: session(&facts),
                 data: Some(&data),
                 cause,
             },
@@ -421,6 +517,67 @@ mod tests {
     }
 
     #[test]
+    fn a_session_s_facts_are_told_as_its_authenticator_said_and_saw_them() {
+        let facts = all_facts();
+        let message = Message::Create {
+            facts: &facts,
+            control: None,
+        };
+        let value: Value = serde_json::from_slice(&message.encode(None)).unwrap();
+        assert_eq!(value["rooms"], json!(["lobby", "team:*"]));
+        assert_eq!(value["expires_at"], 1_795_305_600_123_u64);
+        assert_eq!(
+            value["limits"],
+            json!({
+                "message_bytes": 512, "sends": "unlimited",
+                "commands": {"rate": 20, "per": "1m 30s", "burst": 60}, "rooms_per_session": 3,
+            })
+        );
+        assert_eq!(value["tls"]["remote"], "192.0.2.7:4020");
+        assert_eq!(
+            value["tls"]["certificate"]["common_names"],
+            json!(["alice"])
+        );
+        // Written as for authenticators, so that what reads the one reads the other.
+        let schema = |name: &str| {
+            let text = documentation(&format!("schemas/{name}.json"));
+            serde_json::from_str::<Value>(&text).unwrap()
+        };
+        let (asked, question) = (schema("authenticate-question"), schema("session-question"));
+        assert_eq!(question["$defs"]["tls"], asked["properties"]["tls"]);
+        assert_eq!(question["$defs"]["names"], asked["$defs"]["names"]);
+        let answer = schema("authenticate-answer");
+        let allow = &answer["oneOf"][0]["properties"];
+        assert_eq!(question["$defs"]["limits"], allow["limits"]);
+        assert_eq!(question["$defs"]["rate"], answer["$defs"]["rate"]);
+    }
+
+    #[test]
+    fn what_is_over_is_told_where_the_cause_may_be_of_either() {
+        let facts = facts();
+        let stay = Stay::new(Arc::new(facts.clone()), 3, "lobby");
+        let told = |cause: EndCause| {
+            let message = Message::Left {
+                session: session(&facts),
+                stay: (&stay).into(),
+                data: None,
+                cause,
+            };
+            let value: Value = serde_json::from_slice(&message.encode(None)).unwrap();
+            ["over", "cause"].map(|key| value[key].as_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            told(EndCause::Stay(LeaveReason::Kicked)),
+            ["stay", "kicked"]
+        );
+        assert_eq!(
+            told(EndCause::Session(CloseReason::Kicked)),
+            ["session", "kicked"]
+        );
+        assert_eq!(told(EndCause::Refused), ["stay", "refused"]);
+    }
+
+    #[test]
     fn every_cause_is_of_the_schema() {
         let schema = schema("session-question");
         let facts = facts();
@@ -428,7 +585,7 @@ mod tests {
         let alone = [LeaveReason::Left, LeaveReason::Evicted].map(EndCause::Stay);
         for cause in causes.into_iter().chain(alone).chain([EndCause::Refused]) {
             let message = Message::Ended {
-                facts: &facts,
+                session: session(&facts),
                 data: None,
                 cause,
             };

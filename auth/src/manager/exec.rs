@@ -20,9 +20,8 @@ use super::{
     orders::{Given, outcome},
 };
 use crate::callout::{
-    Doubt, Secrets, call_timeout,
-    programs::{Launch, Programs, Settings, Taken, Unasked},
-    within,
+    self, Doubt, Secrets,
+    programs::{self, Keys, Programs, Question, Taken, Unasked},
 };
 
 /// The longest line of a program.
@@ -43,7 +42,7 @@ pub struct ExecManager {
     pub command: Vec<String>,
     /// The variables of the server's environment that the program gets to see, and no others.
     /// Default `["PATH"]`.
-    #[serde(default = "crate::exec::default_environment")]
+    #[serde(default = "programs::default_environment")]
     pub environment: Vec<String>,
     /// Whether it is asked about each stay in a room, and told when that is over. Default `false`:
     /// who joins waits for nobody.
@@ -60,9 +59,9 @@ pub struct ExecManager {
     /// order. Default 1.
     #[serde(default = "one")]
     pub in_flight: usize,
-    /// How many questions may wait for a program, at most 10,000. Default 1000. 0 means that none
-    /// waits.
-    #[serde(default = "crate::exec::default_queue")]
+    /// How many questions may wait for a program, at most 10,000, in turns by the clients' addresses.
+    /// Default 1000. 0 means that none waits.
+    #[serde(default = "callout::default_queue")]
     pub queue: usize,
     /// How long a program may take to answer: at most nine tenths of `timeout`. Default two
     /// seconds, or less where `timeout` is short.
@@ -88,35 +87,20 @@ impl ExecManager {
         cx: &SessionManagerContext,
     ) -> Result<Remote<ProgramLine>, BuildError> {
         self.notices.check()?;
-        let table = format!("session_managers.{}", cx.name);
-        let launch = Launch {
-            command: &self.command,
-            environment: &self.environment,
+        let keys = Keys {
+            command: self.command,
+            environment: self.environment,
             programs: self.programs,
             in_flight: self.in_flight,
             queue: self.queue,
+            call_timeout: self.call_timeout,
         };
-        let ready = launch.resolve(&cx.base, &table)?;
-        let timeout = within(cx.timeout);
+        let settings = keys.settings(cx.into(), LINE_BYTES)?;
         let live = Arc::new(Live::default());
-        let settings = Settings {
-            unasked: Some(orders(&live, table.clone())),
-            table,
-            meter: cx.meter.clone(),
-            program: ready.program,
-            arguments: ready.arguments,
-            folder: ready.folder,
-            environment: ready.environment,
-            programs: self.programs,
-            in_flight: self.in_flight,
-            queue: self.queue,
-            call_timeout: call_timeout(self.call_timeout, timeout)?,
-            timeout,
-            answer_bytes: LINE_BYTES,
-        };
+        let orders = orders(&live, settings.table.clone());
         let own = Lifecycle::new();
         let line = ProgramLine {
-            programs: Programs::new(settings, &own),
+            programs: Programs::new(settings, Some(orders), &own),
             live,
         };
         let metrics = NoticeMetrics::register(&cx.meter, &cx.name);
@@ -189,10 +173,13 @@ impl Line for ProgramLine {
         doubt: &Doubt,
     ) -> Result<T, Duration> {
         let id = self.programs.id();
-        let question = message.encode(Some(id));
-        self.programs
-            .ask(id, question, secrets.clone(), read, doubt)
-            .await
+        let question = Question {
+            id,
+            party: message.party(),
+            line: message.encode(Some(id)),
+            secrets: secrets.clone(),
+        };
+        self.programs.ask(question, read, doubt).await
     }
 
     fn admit(&self, facts: &AuthFacts, control: &SessionControl) -> Admission {

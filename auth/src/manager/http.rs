@@ -17,13 +17,9 @@ use serde::Deserialize;
 
 use super::{Admission, Line, Message, Notices, Outbox, Remote};
 use crate::callout::{
-    Doubt, Secrets, call_timeout,
-    client::{Access, Client, Question, Reach, Settings, endpoints},
-    within,
+    self, Doubt, Secrets,
+    client::{self, Client, Keys, Question, Reach},
 };
-
-/// The largest answer.
-const ANSWER_BYTES: usize = 64 << 10;
 
 /// The table of a session manager at HTTP endpoints.
 ///
@@ -56,17 +52,17 @@ pub struct HttpManager {
     /// Its key.
     pub key: Option<PathBuf>,
     /// How long reaching an endpoint may take, TLS included. Above zero; default half a second.
-    #[serde(default = "crate::http::default_connect_timeout")]
+    #[serde(default = "client::default_connect_timeout")]
     pub connect_timeout: Span,
     /// How long an endpoint may take to answer, reaching it included: at most nine tenths of
     /// `timeout`. Default two seconds, or less where `timeout` is short.
     pub call_timeout: Option<Span>,
     /// The most calls in flight, 1 to 10,000. Default 64.
-    #[serde(default = "crate::http::default_calls")]
+    #[serde(default = "client::default_calls")]
     pub calls: usize,
-    /// How many questions may wait for one of these to end, at most 10,000. Default 1000. 0 means
-    /// that none waits.
-    #[serde(default = "crate::http::default_queue")]
+    /// How many questions may wait for one of these to end, at most 10,000, in turns by the clients'
+    /// addresses. Default 1000. 0 means that none waits.
+    #[serde(default = "callout::default_queue")]
     pub queue: usize,
     /// Whether plain `http` may go to other machines: tokens are then readable on the way. Default
     /// `false`.
@@ -90,29 +86,20 @@ impl HttpManager {
         reach: Reach,
     ) -> Result<Remote<Endpoints>, BuildError> {
         self.notices.check()?;
-        let access = Access {
+        let keys = Keys {
+            endpoints: self.endpoints,
             bearer: self.bearer,
             bearer_file: self.bearer_file,
             ca: self.ca,
             cert: self.cert,
             key: self.key,
-        };
-        let (bearer, tls) = access.resolve(&cx.base)?;
-        let timeout = within(cx.timeout);
-        let settings = Settings {
-            table: format!("session_managers.{}", cx.name),
-            meter: cx.meter.clone(),
-            endpoints: endpoints("endpoints", &self.endpoints, self.insecure)?,
-            tls,
-            bearer,
-            reach,
-            connect_timeout: self.connect_timeout.0,
-            call_timeout: call_timeout(self.call_timeout, timeout)?,
-            timeout,
+            connect_timeout: self.connect_timeout,
+            call_timeout: self.call_timeout,
             calls: self.calls,
             queue: self.queue,
-            answer_bytes: ANSWER_BYTES,
+            insecure: self.insecure,
         };
+        let settings = keys.settings(cx.into(), reach)?;
         let own = Lifecycle::new();
         let line = Endpoints {
             client: Client::start(settings, &own).await?,
@@ -141,6 +128,7 @@ impl Line for Endpoints {
         doubt: &Doubt,
     ) -> Result<T, Duration> {
         let question = Question {
+            party: message.party(),
             method: Method::POST,
             body: message.encode(None).into(),
         };

@@ -19,7 +19,7 @@ use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -91,13 +91,27 @@ struct Remote<L> {
 struct Held {
     facts: Arc<AuthFacts>,
     data: Option<Arc<SessionData>>,
-    stays: AtomicU64,
     /// `None`: it is over.
     admission: Mutex<Option<Admission>>,
 }
 
-/// The number of a stay, in its context.
-struct StayNumber(u64);
+impl Held {
+    /// That it is over, or that `stay` of it is.
+    fn notice(
+        &self,
+        data: Option<Arc<SessionData>>,
+        cause: EndCause,
+        stay: Option<&Stay>,
+    ) -> Notice {
+        Notice {
+            key: Arc::clone(&self.facts.key),
+            user: Arc::clone(&self.facts.user),
+            data,
+            cause,
+            stay: stay.map(|stay| (stay.number, Arc::clone(&stay.room))),
+        }
+    }
+}
 
 impl<L: Line> Remote<L> {
     /// `own` is the life of all that the line needs: it outlives the drain of `lifecycle` until
@@ -157,19 +171,16 @@ impl<L: Line> Remote<L> {
     }
 
     /// Asks about a stay, of which nobody knows yet whether it begins.
-    async fn ask_joined(&self, held: &Arc<Held>, room: &Arc<str>) -> Result<Context, Refused> {
-        let number = held.stays.fetch_add(1, Ordering::Relaxed) + 1;
+    async fn ask_joined(&self, held: &Arc<Held>, stay: &Stay) -> Result<Context, Refused> {
         let unsettled = Unsettled {
             outbox: &self.outbox,
             held,
-            stay: Some((number, Arc::clone(room))),
+            stay: Some(stay),
             doubt: Doubt::default(),
             is_settled: false,
         };
         let message = Message::Joined {
-            facts: &held.facts,
-            stay: number,
-            room,
+            stay,
             data: held.data.as_deref(),
         };
         let secrets = Secrets::default();
@@ -185,19 +196,13 @@ impl<L: Line> Remote<L> {
         unsettled.settle();
         // Without one of its own, look-ups go on in that of the session.
         let data = allowed.context.map(|all| Arc::new(SessionData(all)));
-        Ok(with_data(data).with(StayNumber(number)))
+        Ok(with_data(data))
     }
 
-    fn tell_left(&self, held: &Held, context: &Context, room: &Arc<str>, cause: EndCause) {
-        let Some(StayNumber(number)) = context.value() else {
-            return;
-        };
-        self.outbox.push(Notice {
-            facts: Arc::clone(&held.facts),
-            data: context.shared(),
-            cause,
-            stay: Some((*number, Arc::clone(room))),
-        });
+    fn tell_left(&self, held: &Held, stay: &Stay, cause: EndCause) {
+        let data = stay.context.shared();
+        let notice = held.notice(data, cause, Some(stay));
+        self.outbox.push(notice, Some(stay));
     }
 }
 
@@ -206,7 +211,10 @@ fn with_data(data: Option<Arc<SessionData>>) -> Context {
     let context = Context::default();
     match data {
         None => context,
-        Some(data) => context.with_shared(data),
+        Some(data) => {
+            let bytes = contract::size(&data.0);
+            context.with_shared(data).weighing(bytes)
+        }
     }
 }
 
@@ -239,7 +247,7 @@ struct Unsettled<'a> {
     outbox: &'a Outbox,
     held: &'a Arc<Held>,
     /// `None`: the session itself.
-    stay: Option<(u64, Arc<str>)>,
+    stay: Option<&'a Stay>,
     doubt: Doubt,
     is_settled: bool,
 }
@@ -258,12 +266,9 @@ impl Drop for Unsettled<'_> {
         // Held, so that a stay of a session that ends meanwhile is not told after it.
         let mut admission = self.held.admission.lock();
         if self.doubt.is_there() && admission.is_some() {
-            self.outbox.push(Notice {
-                facts: Arc::clone(&self.held.facts),
-                data: self.held.data.clone(),
-                cause: EndCause::Refused,
-                stay: self.stay.clone(),
-            });
+            let data = self.held.data.clone();
+            let notice = self.held.notice(data, EndCause::Refused, self.stay);
+            self.outbox.push(notice, self.stay);
         }
         if self.stay.is_none() {
             drop(admission.take());
@@ -297,7 +302,6 @@ impl<L: Line> SessionManager for Remote<L> {
         let mut held = Arc::new(Held {
             facts: Arc::new(facts.clone()),
             data: None,
-            stays: AtomicU64::new(0),
             admission: Mutex::new(Some(admission)),
         });
         self.outbox.open();
@@ -344,14 +348,14 @@ impl<L: Line> SessionManager for Remote<L> {
 
     async fn joined(&self, stay: &Stay) -> Result<Context, Refused> {
         match stay.context.value::<Arc<Held>>() {
-            Some(held) => self.ask_joined(held, &stay.room).await,
+            Some(held) => self.ask_joined(held, stay).await,
             None => Ok(Context::default()),
         }
     }
 
     fn left(&self, stay: &Stay, cause: EndCause) {
         if let Some(held) = stay.context.value::<Arc<Held>>() {
-            self.tell_left(held, &stay.context, &stay.room, cause);
+            self.tell_left(held, stay, cause);
         }
     }
 
@@ -363,12 +367,8 @@ impl<L: Line> SessionManager for Remote<L> {
         if admission.take().is_none() {
             return;
         }
-        self.outbox.push(Notice {
-            facts: Arc::clone(&held.facts),
-            data: held.data.clone(),
-            cause,
-            stay: None,
-        });
+        let notice = held.notice(held.data.clone(), cause, None);
+        self.outbox.push(notice, None);
         self.outbox.close();
     }
 

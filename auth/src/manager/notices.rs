@@ -17,14 +17,14 @@ use chinwag_core::{
     NoticeMetrics, NoticeOutcome,
     clock::{self, Instant},
     config::{Size, Span},
-    plugin::{AuthFacts, BuildError, EndCause, SessionData},
+    plugin::{BuildError, EndCause, Holding, SessionData, Stay},
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{sync::Notify, time::timeout_at};
 use tracing::warn;
 
-use super::contract::Message;
+use super::contract::{Message, Place, Session};
 
 /// How long until the second try, and the longest between two, while the server runs and while it
 /// stops.
@@ -82,10 +82,12 @@ impl Notices {
     }
 }
 
-/// One thing to tell.
+/// One thing to tell. It keeps no more of the session than is told: what it presented may be large.
 #[derive(Debug, Clone)]
 pub(super) struct Notice {
-    pub(super) facts: Arc<AuthFacts>,
+    /// That of the session.
+    pub(super) key: Arc<str>,
+    pub(super) user: Arc<str>,
     pub(super) data: Option<Arc<SessionData>>,
     pub(super) cause: EndCause,
     /// Number and room of the stay that is over; `None`: the session is.
@@ -94,16 +96,23 @@ pub(super) struct Notice {
 
 impl Notice {
     pub(super) fn message(&self) -> Message<'_> {
-        let (facts, data, cause) = (&*self.facts, self.data.as_deref(), self.cause);
+        let session = Session {
+            session: &self.key,
+            user: &self.user,
+        };
+        let (data, cause) = (self.data.as_deref(), self.cause);
         match &self.stay {
             Some((stay, room)) => Message::Left {
-                facts,
-                stay: *stay,
-                room,
+                session,
+                stay: Place { stay: *stay, room },
                 data,
                 cause,
             },
-            None => Message::Ended { facts, data, cause },
+            None => Message::Ended {
+                session,
+                data,
+                cause,
+            },
         }
     }
 }
@@ -153,6 +162,8 @@ struct State {
 struct Waiting {
     notice: Notice,
     bytes: usize,
+    /// Counts them as held for the stay, where it is the end of one.
+    _held: Option<Holding>,
     since: Instant,
     tries: u32,
 }
@@ -186,8 +197,8 @@ impl Outbox {
         self.moved.notify_waiters();
     }
 
-    /// Has it told. Never blocks.
-    pub(super) fn push(&self, notice: Notice) {
+    /// Has it told; `stay` is whose end it is, if it is one's. Never blocks.
+    pub(super) fn push(&self, notice: Notice, stay: Option<&Stay>) {
         let now = clock::now();
         let bytes = notice.message().encode(None).len();
         let mut state = self.state.lock();
@@ -200,10 +211,11 @@ impl Outbox {
         state.waiting += 1;
         state.bytes += bytes;
         self.metrics.waiting(state.waiting);
-        let key = Arc::clone(&notice.facts.key);
+        let key = Arc::clone(&notice.key);
         let waiting = Waiting {
             notice,
             bytes,
+            _held: stay.map(|stay| stay.hold(bytes)),
             since: now,
             tries: 0,
         };

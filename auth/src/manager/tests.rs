@@ -34,6 +34,19 @@ fn held(context: &Context) -> Arc<Held> {
     Arc::clone(context.value::<Arc<Held>>().expect("it was let begin"))
 }
 
+/// Asks about a stay of a session's in `room`, which then has its context.
+#[cfg(feature = "http")]
+async fn join<L: Line>(
+    manager: &Remote<L>,
+    held: &Arc<Held>,
+    number: u64,
+    room: &str,
+) -> Result<Stay, Refused> {
+    let mut stay = Stay::new(Arc::clone(&held.facts), number, room);
+    stay.context = Arc::new(manager.ask_joined(held, &stay).await?);
+    Ok(stay)
+}
+
 /// Waits until `what` holds.
 async fn until(what: impl Fn() -> bool) {
     timeout(PATIENCE, async {
@@ -154,18 +167,17 @@ mod over_http {
         assert_eq!(data.0["team"], "red", "plug-ins see what was attached");
 
         let held = held(&context);
-        let lobby: Arc<str> = "lobby".into();
-        let stay = manager.ask_joined(&held, &lobby).await.unwrap();
-        let data = stay.value::<SessionData>().unwrap();
+        let stay = join(manager, &held, 1, "lobby").await.unwrap();
+        let data = stay.context.value::<SessionData>().unwrap();
         assert_eq!(
             json!(data.0),
             json!({"team": "red", "seat": 4}),
             "its own over that of the session"
         );
         let left = EndCause::Stay(LeaveReason::Left);
-        manager.tell_left(&held, &stay, &lobby, left);
-        let again = manager.ask_joined(&held, &lobby).await.unwrap();
-        manager.tell_left(&held, &again, &lobby, logout());
+        manager.tell_left(&held, &stay, left);
+        let again = join(manager, &held, 2, "lobby").await.unwrap();
+        manager.tell_left(&held, &again, logout());
         manager.ended(&facts, &context, logout());
         until(|| said(&backend).len() == 6).await;
 
@@ -199,11 +211,19 @@ mod over_http {
             ),
             (
                 "left k1 lobby left",
-                stay("left", 1, json!({"context": seated, "cause": "left"})),
+                stay(
+                    "left",
+                    1,
+                    json!({"context": seated, "over": "stay", "cause": "left"}),
+                ),
             ),
             (
                 "left k1 lobby logout",
-                stay("left", 2, json!({"context": seated, "cause": "logout"})),
+                stay(
+                    "left",
+                    2,
+                    json!({"context": seated, "over": "session", "cause": "logout"}),
+                ),
             ),
         ] {
             let index = order.iter().position(|it| it == message).unwrap();
@@ -271,11 +291,7 @@ mod over_http {
         let context = create(manager, "good").await.unwrap();
         backend.set(Answer::Silence);
         let held = held(&context);
-        let lobby = "lobby".into();
-        let joining = timeout(
-            Duration::from_millis(100),
-            manager.ask_joined(&held, &lobby),
-        );
+        let joining = timeout(Duration::from_millis(100), join(manager, &held, 1, "lobby"));
         assert!(joining.await.is_err());
         backend.set(Answer::By(willing));
         manager.ended(&held.facts, &context, logout());
@@ -311,13 +327,12 @@ mod over_http {
         let manager = &started.manager;
         let context = create(manager, "k1").await.unwrap();
         let held = held(&context);
-        let rooms: [Arc<str>; 2] = ["a".into(), "b".into()];
         let mut stays = Vec::new();
-        for room in &rooms {
-            stays.push((room, manager.ask_joined(&held, room).await.unwrap()));
+        for (number, room) in [(1, "a"), (2, "b")] {
+            stays.push(join(manager, &held, number, room).await.unwrap());
         }
-        for (room, stay) in stays.iter().rev() {
-            manager.tell_left(&held, stay, room, logout());
+        for stay in stays.iter().rev() {
+            manager.tell_left(&held, stay, logout());
         }
         manager.ended(&held.facts, &context, logout());
         manager.ended(&held.facts, &context, logout());
@@ -340,6 +355,24 @@ mod over_http {
             ["left k1 b logout", "left k1 a logout", "ended k1 logout"],
             "each once from then on"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_waits_is_held_for_its_stay() {
+        let (started, backend) = with(Answer::By(hard_of_hearing)).await;
+        let context = create(&started.manager, "k1").await.unwrap();
+        let held = held(&context);
+        let stay = join(&started.manager, &held, 1, "lobby").await.unwrap();
+        let before = stay.bytes();
+        started.manager.tell_left(&held, &stay, logout());
+        sleep(Duration::from_secs(1)).await;
+        let waits = stay.bytes() - before;
+        assert!((100..500).contains(&waits), "a message: {waits}");
+        backend.set(Answer::By(willing));
+        sleep(Duration::from_secs(6)).await;
+        assert_eq!(stay.bytes(), before, "it was told");
+        started.manager.ended(&held.facts, &context, logout());
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -466,12 +499,12 @@ mod over_http {
         let kept = held.data.as_ref().unwrap();
         let seen = context.shared::<SessionData>().unwrap();
         assert!(Arc::ptr_eq(kept, &seen));
-        let stay = manager.ask_joined(&held, &"bare".into()).await.unwrap();
+        let stay = join(manager, &held, 1, "bare").await.unwrap();
         assert!(
-            stay.value::<SessionData>().is_none(),
+            stay.context.value::<SessionData>().is_none(),
             "look-ups go on in that of the session"
         );
-        let refused = manager.ask_joined(&held, &"large".into()).await;
+        let refused = join(manager, &held, 2, "large").await;
         assert!(
             matches!(refused, Err(Refused::Unavailable { .. })),
             "together they are too large"

@@ -1,13 +1,13 @@
 //! A fixed number of threads for work that takes a core for a while, behind a bounded queue.
 //!
-//! At most `threads` pieces of work run and at most `queue` wait; what comes beyond that is refused
-//! at once. Work whose caller has gone is dropped unstarted. Work that has begun can't be stopped.
+//! At most `threads` pieces of work run and at most `queue` wait, in [turns](Fair); what comes beyond
+//! that is refused at once. Work whose caller has gone is dropped unstarted. Work that has begun
+//! can't be stopped.
 //!
 //! Each thread lends its work a `K` that it keeps from one piece to the next, such as memory that
 //! takes a while to get.
 
 use std::{
-    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -18,6 +18,8 @@ use std::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+use crate::fair::{Fair, Party};
+
 /// The threads, which end when it is dropped: idle ones at once, busy ones after the work at hand.
 pub(super) struct Pool<T, K> {
     shared: Arc<Shared<T, K>>,
@@ -26,7 +28,7 @@ pub(super) struct Pool<T, K> {
 /// Why a piece of work gave no result.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Undone {
-    /// Every thread is busy and the queue is full.
+    /// Every thread is busy and the queue is full, perhaps by now of others who had less waiting.
     Full,
     /// It panicked.
     Panicked,
@@ -41,14 +43,14 @@ struct Shared<T, K> {
 }
 
 struct Queue<T, K> {
-    waiting: VecDeque<Job<T, K>>,
+    waiting: Fair<Job<T, K>>,
     busy: usize,
     closed: bool,
 }
 
 struct Job<T, K> {
     work: Box<dyn FnOnce(&mut K) -> T + Send>,
-    reply: oneshot::Sender<T>,
+    reply: oneshot::Sender<Result<T, Undone>>,
 }
 
 impl<T: Send + 'static, K: Default + 'static> Pool<T, K> {
@@ -62,7 +64,7 @@ impl<T: Send + 'static, K: Default + 'static> Pool<T, K> {
         let pool = Self {
             shared: Arc::new(Shared {
                 queue: Mutex::new(Queue {
-                    waiting: VecDeque::new(),
+                    waiting: Fair::default(),
                     busy: 0,
                     closed: false,
                 }),
@@ -81,20 +83,21 @@ impl<T: Send + 'static, K: Default + 'static> Pool<T, K> {
         Ok(pool)
     }
 
-    /// Runs `work` on one of the threads. Dropping the future before that has begun takes it back.
+    /// Runs `work` on one of the threads, when it is `party`'s turn. Dropping the future before that
+    /// has begun takes it back.
     pub(super) async fn run(
         &self,
+        party: Party,
         work: impl FnOnce(&mut K) -> T + Send + 'static,
     ) -> Result<T, Undone> {
         let (reply, answer) = oneshot::channel();
-        if !self.shared.push(Job {
+        let job = Job {
             work: Box::new(work),
             reply,
-        }) {
-            return Err(Undone::Full);
-        }
+        };
+        self.shared.push(party, job)?;
         // While a caller borrows the pool it is not dropped, so only a panic loses the reply.
-        answer.await.map_err(|_lost| Undone::Panicked)
+        answer.await.unwrap_or(Err(Undone::Panicked))
     }
 }
 
@@ -106,33 +109,27 @@ impl<T, K> Drop for Pool<T, K> {
 }
 
 impl<T, K: Default> Shared<T, K> {
-    /// Whether there was room for `job`.
-    fn push(&self, job: Job<T, K>) -> bool {
+    fn push(&self, party: Party, job: Job<T, K>) -> Result<(), Undone> {
         let mut queue = self.queue.lock();
-        if !self.has_room(&queue) {
-            // Callers that gave up must not keep others out.
-            queue.waiting.retain(|job| !job.reply.is_closed());
-            if !self.has_room(&queue) {
-                return false;
-            }
-        }
-        queue.waiting.push_back(job);
+        // A job for which a thread is free does not count as waiting, even before that thread has
+        // woken up.
+        let bound = self.bound + (self.threads - queue.busy);
+        let waiting = &mut queue.waiting;
+        let pushed = waiting.push(party, job, bound, |job| job.reply.is_closed());
         drop(queue);
+        if let Some(displaced) = pushed.map_err(|_full| Undone::Full)? {
+            // Its caller may have gone in the meantime.
+            drop(displaced.reply.send(Err(Undone::Full)));
+        }
         self.changed.notify_one();
-        true
-    }
-
-    /// A job for which a thread is free does not count as waiting, even before that thread has
-    /// woken up.
-    fn has_room(&self, queue: &Queue<T, K>) -> bool {
-        queue.waiting.len() < self.bound + (self.threads - queue.busy)
+        Ok(())
     }
 
     fn serve(&self) {
         let mut kept: Option<K> = None;
         let mut queue = self.queue.lock();
         while !queue.closed {
-            let Some(job) = queue.waiting.pop_front() else {
+            let Some(job) = queue.waiting.pop() else {
                 if kept.is_none() {
                     self.changed.wait(&mut queue);
                 } else if self.changed.wait_for(&mut queue, self.keep).timed_out() {
@@ -157,7 +154,7 @@ impl<T, K: Default> Shared<T, K> {
             queue.busy -= 1;
             MutexGuard::unlocked(&mut queue, || match done {
                 // The caller may have gone in the meantime, and then nobody wants to know.
-                Ok(result) => drop(job.reply.send(result)),
+                Ok(result) => drop(job.reply.send(Ok(result))),
                 Err(_panic) => drop(job.reply),
             });
         }
@@ -183,6 +180,8 @@ pub(super) mod tests {
 
     use super::*;
 
+    const ONE: Party = Party::SERVER;
+
     /// Longer than any test.
     const FOR_EVER: Duration = Duration::from_secs(3600);
 
@@ -198,7 +197,7 @@ pub(super) mod tests {
         let (begun, started) = oneshot::channel();
         let pool = Arc::clone(pool);
         tasks.spawn(async move {
-            pool.run(move |()| {
+            pool.run(ONE, move |()| {
                 begun.send(()).unwrap();
                 gate.recv().ok();
                 0
@@ -230,7 +229,7 @@ pub(super) mod tests {
         for _ in 0..200 {
             let (pool, running) = (Arc::clone(&pool), Arc::clone(&running));
             tasks.spawn(async move {
-                pool.run(move |()| {
+                pool.run(ONE, move |()| {
                     let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                     thread::yield_now();
                     running.fetch_sub(1, Ordering::SeqCst);
@@ -253,7 +252,7 @@ pub(super) mod tests {
         }
         let mut waiting = Vec::new();
         for number in 0..10 {
-            let mut run = Box::pin(pool.run(move |()| number));
+            let mut run = Box::pin(pool.run(ONE, move |()| number));
             match poll_once(run.as_mut()).await {
                 None => waiting.push(run),
                 Some(refused) => assert_eq!(refused, Err(Undone::Full)),
@@ -267,10 +266,34 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_much_waiting_keeps_nobody_else_out() {
+        let pool = Arc::new(pool(1, 3));
+        let mut busy = JoinSet::new();
+        let mut gate = occupy(&pool, &mut busy);
+        gate.started().await;
+        let mut waiting = Vec::new();
+        for number in 0..3 {
+            let mut run = Box::pin(pool.run(ONE, move |()| number));
+            assert!(poll_once(run.as_mut()).await.is_none());
+            waiting.push(run);
+        }
+        let other = Party::from(std::net::IpAddr::from([192, 0, 2, 1]));
+        let mut run = Box::pin(pool.run(other, |()| 7));
+        assert!(poll_once(run.as_mut()).await.is_none(), "it waits");
+        let newest = waiting.pop().unwrap();
+        assert_eq!(at_once(newest).await, Err(Undone::Full), "it made room");
+        drop(gate);
+        assert_eq!(run.await, Ok(7));
+        for (number, run) in waiting.into_iter().enumerate() {
+            assert_eq!(run.await, Ok(number));
+        }
+    }
+
+    #[tokio::test]
     async fn a_free_thread_needs_no_queue() {
         let pool = pool(1, 0);
         for number in 0..10_000 {
-            assert_eq!(pool.run(move |()| number).await, Ok(number));
+            assert_eq!(pool.run(ONE, move |()| number).await, Ok(number));
         }
     }
 
@@ -284,14 +307,14 @@ pub(super) mod tests {
         let begun = Arc::new(AtomicUsize::new(0));
         let mut given_up = {
             let begun = Arc::clone(&begun);
-            Box::pin(pool.run(move |()| begun.fetch_add(1, Ordering::SeqCst)))
+            Box::pin(pool.run(ONE, move |()| begun.fetch_add(1, Ordering::SeqCst)))
         };
         assert!(poll_once(given_up.as_mut()).await.is_none(), "it waits");
-        assert_eq!(at_once(pool.run(|()| 0)).await, Err(Undone::Full));
+        assert_eq!(at_once(pool.run(ONE, |()| 0)).await, Err(Undone::Full));
         drop(given_up);
 
         // The place of the one that gave up is free at once, and the queue goes on behind it.
-        let mut next = Box::pin(pool.run(|()| 8));
+        let mut next = Box::pin(pool.run(ONE, |()| 8));
         assert!(poll_once(next.as_mut()).await.is_none(), "it waits");
         drop(gate);
         assert_eq!(next.await, Ok(8));
@@ -307,17 +330,17 @@ pub(super) mod tests {
         let begun = Arc::new(AtomicUsize::new(0));
         let mut given_up = {
             let begun = Arc::clone(&begun);
-            Box::pin(pool.run(move |()| begun.fetch_add(1, Ordering::SeqCst)))
+            Box::pin(pool.run(ONE, move |()| begun.fetch_add(1, Ordering::SeqCst)))
         };
         assert!(poll_once(given_up.as_mut()).await.is_none());
-        let mut next = Box::pin(pool.run(|()| 8));
+        let mut next = Box::pin(pool.run(ONE, |()| 8));
         assert!(poll_once(next.as_mut()).await.is_none());
         drop(given_up);
         drop(gate);
         assert_eq!(
             next.await,
             Ok(8),
-            "the queue is first in, first out, so the other one's turn is over"
+            "of one party the first is first, so the other one's turn is over"
         );
         assert_eq!(begun.load(Ordering::SeqCst), 0);
     }
@@ -326,10 +349,10 @@ pub(super) mod tests {
     async fn a_panic_costs_one_caller_and_no_thread() {
         let pool = pool(1, 1);
         assert_eq!(
-            pool.run(|()| panic!("as the test wants")).await,
+            pool.run(ONE, |()| panic!("as the test wants")).await,
             Err(Undone::Panicked)
         );
-        assert_eq!(pool.run(|()| 7).await, Ok(7));
+        assert_eq!(pool.run(ONE, |()| 7).await, Ok(7));
     }
 
     /// Counts the work it was lent to, and says so when it is dropped.
@@ -361,13 +384,13 @@ pub(super) mod tests {
         let (sender, dropped) = mpsc::channel();
         for lent in 1..=3 {
             let sender = sender.clone();
-            let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+            let run = pool.run(ONE, move |kept: &mut Kept| kept.lend(&sender));
             assert_eq!(run.await, Ok(lent));
         }
-        let run = pool.run(|_| panic!("as the test wants"));
+        let run = pool.run(ONE, |_| panic!("as the test wants"));
         assert_eq!(run.await, Err(Undone::Panicked));
         assert_eq!(dropped.try_recv(), Ok(3));
-        let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+        let run = pool.run(ONE, move |kept: &mut Kept| kept.lend(&sender));
         assert_eq!(run.await, Ok(1));
         assert_eq!(dropped.try_recv(), Err(mpsc::TryRecvError::Empty));
         drop(pool);
@@ -380,7 +403,7 @@ pub(super) mod tests {
         let (sender, dropped) = mpsc::channel();
         for _ in 0..3 {
             let sender = sender.clone();
-            let run = pool.run(move |kept: &mut Kept| kept.lend(&sender));
+            let run = pool.run(ONE, move |kept: &mut Kept| kept.lend(&sender));
             assert_eq!(run.await, Ok(1));
             assert_eq!(dropped.recv_timeout(Duration::from_secs(30)), Ok(1));
         }
@@ -400,7 +423,7 @@ pub(super) mod tests {
             let (pool, alive) = (Arc::clone(&pool), alive.clone());
             let each_has_one = Arc::clone(&each_has_one);
             tasks.spawn(async move {
-                pool.run(move |()| {
+                pool.run(ONE, move |()| {
                     ALIVE.set(Some(alive));
                     each_has_one.wait();
                 })

@@ -7,7 +7,14 @@ use super::{
     case::{Case, Figure, Goal, Row},
 };
 use crate::{
-    load::Part, peers::Contender, plot, process::Machine, report::Report, spread::Spread, table,
+    load::{Latency, Part},
+    login_storm::Logins,
+    peers::Contender,
+    plot,
+    process::Machine,
+    report::Report,
+    spread::Spread,
+    table,
 };
 
 impl Outcome {
@@ -37,10 +44,11 @@ impl Outcome {
                 self.figures(case, figure, Contender::Floor)
             }
             Goal::Floor(_) => self.figures(&case.name, figure, Contender::Floor),
+            Goal::Peer(who, _) => self.figures(&case.name, figure, who),
             Goal::Own(case, _) | Goal::Beside(case) => {
                 self.figures(case, figure, Contender::Chinwag)
             }
-            Goal::Most(_) => return None,
+            Goal::Most(_) | Goal::Told => return None,
         };
         Spread::of(
             own.iter()
@@ -61,12 +69,18 @@ impl Outcome {
         let mut text = self.preamble();
         text += "\nMedian (least–greatest); ratios within each repeat.\n\n";
         text += &self.goals();
-        if self.contenders.keys().any(|who| is_peer(*who)) {
-            text += "\nThe same on other servers: median (least–greatest), and the median over the floor's.\n\n";
+        if self.contenders.keys().any(|who| who.is_peer()) {
+            text += "\nThe same on other servers: median (least–greatest), and the median over the floor's. Where \
+                     chinwag is not held to others, those play every third repeat.\n\n";
             text += &self.beside();
         }
         text += "\nMedians beside them. Rates and latencies want a quiet machine.\n\n";
         text += &self.details();
+        if self.cases.iter().any(|case| case.settings.logins > 0) {
+            text += "\nA room of chinwag's before users log in at once with passwords, and while they do: \
+                     median (least–greatest).\n\n";
+            text += &self.log_ins();
+        }
         for failure in &self.failures {
             text += &format!("\nDID NOT RUN: {failure}\n");
         }
@@ -113,16 +127,16 @@ impl Outcome {
             let digits = row.figure.digits();
             let against_floor = matches!(row.goal, Goal::Floor(_));
             let own = self.spread(case, row.figure, Contender::Chinwag);
-            let floor = self
-                .spread(case, row.figure, Contender::Floor)
-                .filter(|_| against_floor);
+            let floor = self.spread(case, row.figure, Contender::Floor);
             let ratio = self.ratio(case, row.figure, row.goal);
             let (judged, most, goal) = match row.goal {
                 Goal::Floor(most) => (ratio, most, format!("≤ {most} × floor")),
+                Goal::Peer(who, most) => (ratio, most, format!("≤ {most} × {}", who.name())),
                 Goal::Own(other, most) => (ratio, most, format!("≤ {most} × {other}")),
                 Goal::Added(other, most) => (ratio, most, format!("≤ {other} + {most} × floor")),
                 Goal::Most(most) => (own, most, format!("≤ {most}")),
                 Goal::Beside(other) => (None, 0.0, format!("beside {other}")),
+                Goal::Told => (None, 0.0, "–".to_owned()),
             };
             let held = judged.map(|spread| spread.median <= most);
             // The same for what one read of the client brought: medians, and no goal.
@@ -131,7 +145,6 @@ impl Outcome {
                 let spread = self.spread(case, read?, contender)?;
                 Some(format!("{:.2}", spread.median))
             };
-            let none = || "–".to_owned();
             let a_read = match (median(Contender::Floor), median(Contender::Chinwag)) {
                 (None, None) => none(),
                 (floor, own) => format!(
@@ -171,8 +184,10 @@ impl Outcome {
     /// Everybody beside each other.
     fn beside(&self) -> String {
         let contenders: Vec<Contender> = self.contenders.keys().copied().collect();
-        let with_peers =
-            |(case, _): &(&Case, &Row)| case.contenders.iter().any(|who| is_peer(*who));
+        // A second bound has the figures of the first.
+        let with_peers = |(case, row): &(&Case, &Row)| {
+            case.contenders.iter().any(|who| who.is_peer()) && !matches!(row.goal, Goal::Peer(..))
+        };
         let cells = |(case, row): (&Case, &Row)| {
             let floor = self.spread(case, row.figure, Contender::Floor);
             let of = |who: &Contender| {
@@ -200,15 +215,24 @@ impl Outcome {
         let mut rows = Vec::new();
         for case in self.cases.iter().filter(|case| case.is_contest()) {
             for contender in &case.contenders {
+                let runs: Vec<&Sample> = self
+                    .samples
+                    .iter()
+                    .filter(|run| run.case == case.name && run.contender == *contender)
+                    .collect();
+                let calls = runs
+                    .iter()
+                    .filter_map(|run| Figure::CallsPerWrite.of(&run.report));
+                let calls = Spread::of(calls);
                 for (at, (window, _)) in case.settings.paces.iter().enumerate() {
                     let name = format!("{}, {window}", case.name);
-                    let parts: Vec<&Part> = self
-                        .samples
+                    let parts: Vec<&Part> = runs
                         .iter()
-                        .filter(|run| run.case == case.name && run.contender == *contender)
                         .filter_map(|run| run.report.parts.get(at))
                         .collect();
-                    rows.push(detail(&name, *contender, &parts));
+                    let mut cells = detail(&name, *contender, &parts);
+                    cells.push(calls.map_or_else(none, |calls| format!("{:.3}", calls.median)));
+                    rows.push(cells);
                 }
             }
         }
@@ -224,15 +248,65 @@ impl Outcome {
             "sleeps",
             "client %",
             "others %",
+            "calls a write",
         ];
         table::markdown(&head, rows)
+    }
+
+    /// What log-ins with passwords cost a room beside them, and how long they take.
+    fn log_ins(&self) -> String {
+        let cells = |case: &Case| {
+            let runs = self.samples.iter().filter(|run| run.case == case.name);
+            let reports: Vec<&Report> = runs.map(|run| &run.report).collect();
+            let room = |part: usize, figure: fn(&Latency) -> u64| {
+                let parts = reports.iter().filter_map(|report| report.parts.get(part));
+                let figures = parts.map(|part| figure(&part.latency_us) as f64 / 1000.0);
+                cell(Spread::of(figures), 2)
+            };
+            let comers = |digits: usize, figure: fn(&Logins) -> f64| {
+                let logins = reports.iter().filter_map(|report| report.logins.as_ref());
+                cell(Spread::of(logins.map(figure)), digits)
+            };
+            vec![
+                case.name.clone(),
+                case.settings.members.to_string(),
+                case.settings.logins.to_string(),
+                room(0, |latency| latency.p50),
+                room(0, |latency| latency.p99),
+                room(1, |latency| latency.p50),
+                room(1, |latency| latency.p99),
+                comers(1, |logins| logins.seconds_until_in),
+                comers(1, |logins| logins.seconds_p50),
+                comers(1, |logins| logins.seconds_p99),
+                comers(0, |logins| logins.users_turned_away as f64),
+                comers(0, |logins| logins.unavailable as f64),
+            ]
+        };
+        let head = [
+            "case",
+            "members",
+            "log-ins",
+            "before p50 ms",
+            "before p99 ms",
+            "during p50 ms",
+            "during p99 ms",
+            "all in s",
+            "one in p50 s",
+            "one in p99 s",
+            "turned away",
+            "unavailable",
+        ];
+        let storms = self.cases.iter().filter(|case| case.settings.logins > 0);
+        table::markdown(&head, storms.map(cells))
     }
 
     /// Processor time of all contenders, as a plot.
     #[must_use]
     pub fn svg(&self) -> String {
-        let is_cpu =
-            |(_, row): &(&Case, &Row)| matches!(row.figure, Figure::CpuUs | Figure::CpuUsBusy);
+        let is_cpu = |(_, row): &(&Case, &Row)| {
+            matches!(row.figure, Figure::CpuUs | Figure::CpuUsBusy)
+                && !matches!(row.goal, Goal::Peer(..))
+        };
         let rows: Vec<plot::Row> = self
             .rows()
             .filter(is_cpu)
@@ -253,30 +327,25 @@ impl Outcome {
     }
 }
 
-const fn is_peer(contender: Contender) -> bool {
-    !matches!(contender, Contender::Floor | Contender::Chinwag)
+/// A figure that there is not.
+fn none() -> String {
+    "–".to_owned()
 }
 
 fn cell(spread: Option<Spread>, digits: usize) -> String {
-    spread.map_or_else(
-        || "–".to_owned(),
-        |spread| {
-            if spread.min == spread.max {
-                format!("{:.digits$}", spread.median)
-            } else {
-                format!("{spread:.digits$}")
-            }
-        },
-    )
+    spread.map_or_else(none, |spread| {
+        if spread.min == spread.max {
+            format!("{:.digits$}", spread.median)
+        } else {
+            format!("{spread:.digits$}")
+        }
+    })
 }
 
 fn detail(name: &str, contender: Contender, parts: &[&Part]) -> Vec<String> {
     let median = |digits: usize, figure: &dyn Fn(&Part) -> Option<f64>| {
         let spread = Spread::of(parts.iter().filter_map(|part| figure(part)));
-        spread.map_or_else(
-            || "–".to_owned(),
-            |spread| format!("{:.digits$}", spread.median),
-        )
+        spread.map_or_else(none, |spread| format!("{:.digits$}", spread.median))
     };
     vec![
         name.to_owned(),

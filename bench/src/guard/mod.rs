@@ -1,13 +1,14 @@
-//! What a delivery costs in counts that no noise touches, each with a bound: instructions, system calls, allocations,
-//! and times that a thread goes to sleep.
+//! What a write to a member costs in counts that no noise touches, each with a bound: instructions, system calls,
+//! allocations, and times that a thread goes to sleep.
 //!
 //! Time says little on a machine that others use, and a test of it fails for no reason. Counts do not: a lock, an
-//! allocation or a formatted string more for each delivery shows in them on any machine, at any load.
+//! allocation or a formatted string more for each write shows in them on any machine, at any load.
 //!
 //! The server runs under `callgrind`, with a room whose members get bursts of messages: all of a burst is delivered to
-//! all before the next one is sent, so that it does not matter how slow the server is. Counted is from before the first
-//! burst to after the last one, without starting, coming in and stopping. Sleeps are counted in a second run without
-//! valgrind, under which threads take turns.
+//! all before the next one is sent, so that it does not matter how slow the server is. Counted is from before a burst
+//! to after the last one, without starting, coming in and stopping, and without the first bursts, with which come things
+//! that happen once. Counts are told for each batch that a member is given, which the server itself counts, and how many
+//! batches a burst makes is bounded, too. Sleeps are counted in another run without valgrind, under which threads take turns.
 
 mod profile;
 
@@ -31,25 +32,35 @@ use crate::{
     progress::Progress,
     report::Report,
     scenario::{Scenario, Subject},
+    scrape,
     served::Served,
     table,
-    target::{Names, Over, Target},
+    target::{Names, Over},
 };
 
 /// Longest wait for members to come in, for a burst and for a profile. Never needed in full: valgrind makes a
 /// server fifty times slower, and a machine under load slower still.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What is set apart from the configuration of measurements. Members that do not hear of each other come in with less
-/// work; the number of threads must not depend on the machine; and nobody is too slow.
+/// work, and nobody is too slow.
 const SETTINGS: [(&str, &str); 3] = [
-    ("CHINWAG_SERVER__WORKERS", "2"),
     ("CHINWAG_ROOM__PRESENCE", "off"),
+    ("CHINWAG_ROOM__PRESENCE_INTERVAL", "1h"),
     ("CHINWAG_LIMITS__SLOW_AFTER", "10m"),
 ];
+/// How many threads the server has for its tasks, which must not depend on the machine: two where sleeps are counted,
+/// and one under callgrind, which lets them take turns anyhow: who steals whose task there is a matter of luck.
+const WORKERS: &str = "CHINWAG_SERVER__WORKERS";
 /// Length of each text in bytes, as in the scenarios.
 const PAYLOAD: usize = 128;
 /// How many functions are named where a bound is broken.
 const NAMED: usize = 8;
+/// Bursts before those that count.
+const FIRST: u64 = 3;
+/// A server that takes less than a twentieth of this time has nothing more to do.
+const QUIET: Duration = Duration::from_millis(100);
+/// How the server calls its count of batches.
+const BATCHES: &str = "chinwag_batch_events_count";
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +70,8 @@ enum Figure {
     Allocations,
     Syscalls,
     Sleeps,
+    /// Batches that a burst makes.
+    Batches,
 }
 
 impl Figure {
@@ -69,26 +82,39 @@ impl Figure {
             Self::Syscalls => "system calls",
             Self::Allocations => "allocations",
             Self::Sleeps => "sleeps",
+            Self::Batches => "batches",
         }
     }
 
     const fn digits(self) -> usize {
         match self {
             Self::Instructions => 1,
-            Self::Atomics => 2,
+            Self::Atomics | Self::Batches => 2,
             Self::Syscalls | Self::Allocations => 3,
             Self::Sleeps => 4,
         }
     }
 }
 
-/// What a figure has to be for one delivery. Less than `least` means that something else was measured than what the
-/// case is about, such as messages that share a write where none should.
+/// What a figure has to be. Less than `least` means that something else was measured than what the case is about, such
+/// as a room that was not told.
 #[derive(Debug, Clone, Copy)]
 struct Bound {
     figure: Figure,
     least: f64,
+    /// The least and the most that was counted where the bound comes from.
+    counted: (f64, f64),
     most: f64,
+}
+
+/// What the members do, and what a figure is told for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// They are sent messages, so many bursts of so many. Told for each batch that one of them is given: for one write,
+    /// or one answer to a poll.
+    Bursts(u64, u64),
+    /// So many of them leave and come in again, so often. Told for one leaving and coming.
+    ComeAndGo(usize, u64),
 }
 
 /// One load, and its bounds.
@@ -97,116 +123,167 @@ struct Case {
     name: &'static str,
     over: Over,
     members: usize,
-    /// Messages that are sent at once.
-    burst: u64,
-    bursts: u64,
+    work: Work,
     bounds: &'static [Bound],
 }
 
-const fn bound(figure: Figure, least: f64, most: f64) -> Bound {
+impl Case {
+    /// What a figure is told for.
+    const fn each(&self, figure: Figure) -> &'static str {
+        match (figure, self.work, self.over) {
+            (Figure::Batches, ..) => "a burst",
+            (_, Work::ComeAndGo(..), _) => "a leave and join",
+            (_, _, Over::Http | Over::Https) => "an answer",
+            _ => "a write",
+        }
+    }
+}
+
+const fn bound(figure: Figure, least: f64, counted: (f64, f64), most: f64) -> Bound {
     Bound {
         figure,
         least,
+        counted,
         most,
     }
 }
 
 /// Where the bounds come from: the release build of Rust 1.95 on Debian 12 (glibc 2.36, valgrind 3.19), counted some
 /// ten times on two cores with up to nine programs besides. `most` is what was counted at most and a margin that is
-/// less than what one thing more for each delivery would add: an allocation is 1 of these and, with its release, some
+/// less than what one thing more for each write would add: an allocation is 1 of these and, with its release, some
 /// 150 instructions; a lock is 2 atomic instructions; a formatted number is hundreds of instructions.
-const CASES: [Case; 6] = [
+const CASES: [Case; 9] = [
     Case {
         name: "lone-tcp",
         over: Over::Tcp,
         members: 1000,
-        burst: 1,
-        bursts: 100,
+        work: Work::Bursts(100, 1),
         bounds: LONE,
     },
     Case {
         name: "lone-ws",
         over: Over::Ws,
         members: 1000,
-        burst: 1,
-        bursts: 100,
+        work: Work::Bursts(100, 1),
         bounds: LONE,
+    },
+    Case {
+        name: "lone-tls",
+        over: Over::Tls,
+        members: 100,
+        work: Work::Bursts(100, 1),
+        bounds: LONE_TLS,
     },
     Case {
         name: "batched-tcp",
         over: Over::Tcp,
         members: 1000,
-        burst: 16,
-        bursts: 20,
+        work: Work::Bursts(20, 16),
         bounds: BATCHED,
     },
     Case {
         name: "batched-ws",
         over: Over::Ws,
         members: 1000,
-        burst: 16,
-        bursts: 20,
+        work: Work::Bursts(20, 16),
         bounds: BATCHED,
     },
     Case {
         name: "small-room",
         over: Over::Tcp,
         members: 10,
-        burst: 1,
-        bursts: 3000,
+        work: Work::Bursts(3000, 1),
         bounds: SMALL,
     },
     Case {
         name: "polling",
         over: Over::Http,
         members: 200,
-        burst: 1,
-        bursts: 20,
+        work: Work::Bursts(60, 1),
         bounds: POLLING,
+    },
+    Case {
+        name: "join-leave-200",
+        over: Over::Tcp,
+        members: 200,
+        work: Work::ComeAndGo(50, 10),
+        bounds: JOIN_AND_LEAVE_200,
+    },
+    Case {
+        name: "join-leave-2000",
+        over: Over::Tcp,
+        members: 2000,
+        work: Work::ComeAndGo(50, 10),
+        bounds: JOIN_AND_LEAVE_2000,
     },
 ];
 
-/// Counted: 322 to 333 instructions, 4.5 to 4.7 atomic ones, 0.013 to 0.019 allocations, 1.016 to 1.028 system calls
-/// (the write, and what a message takes once), 0.0044 to 0.0055 sleeps.
+/// The write, and what a message takes once.
 const LONE: &[Bound] = &[
-    bound(Figure::Instructions, 100.0, 370.0),
-    bound(Figure::Atomics, 1.0, 5.5),
-    bound(Figure::Allocations, 0.001, 0.05),
-    bound(Figure::Syscalls, 1.0, 1.04),
-    bound(Figure::Sleeps, 0.001, 0.01),
+    bound(Figure::Instructions, 100.0, (318.0, 332.0), 355.0),
+    bound(Figure::Atomics, 1.0, (4.46, 4.5), 5.2),
+    bound(Figure::Allocations, 0.001, (0.013, 0.015), 0.04),
+    bound(Figure::Syscalls, 1.0, (1.01, 1.012), 1.03),
+    bound(Figure::Sleeps, 0.001, (0.0038, 0.0055), 0.01),
+    bound(Figure::Batches, 1.0, (1.0, 1.0), 1.05),
 ];
 
-/// Counted: 40 to 58 instructions, 0.37 to 0.65 atomic ones, 0.009 to 0.010 allocations, 0.067 to 0.103 system calls,
-/// 0.0008 to 0.0012 sleeps. How many of the 16 messages share a write is a matter of luck: 1, or 2 writes take them.
+/// The same with encryption, for a tenth as many members, in each of whose writes there is more of the message.
+const LONE_TLS: &[Bound] = &[
+    bound(Figure::Instructions, 1000.0, (3850.0, 3885.0), 4050.0),
+    bound(Figure::Atomics, 1.0, (10.15, 10.4), 11.5),
+    bound(Figure::Allocations, 0.1, (1.14, 1.17), 1.6),
+    bound(Figure::Syscalls, 1.0, (1.035, 1.06), 1.2),
+    bound(Figure::Sleeps, 0.001, (0.009, 0.011), 0.03),
+    bound(Figure::Batches, 1.0, (1.0, 1.0), 1.05),
+];
+
+/// Sixteen messages at once leave in one write.
 const BATCHED: &[Bound] = &[
-    bound(Figure::Instructions, 10.0, 80.0),
-    bound(Figure::Atomics, 0.1, 0.9),
-    bound(Figure::Allocations, 0.001, 0.02),
-    bound(Figure::Syscalls, 0.06, 0.16),
-    bound(Figure::Sleeps, 0.0001, 0.004),
+    bound(Figure::Instructions, 100.0, (620.0, 632.0), 660.0),
+    bound(Figure::Atomics, 1.0, (5.6, 5.7), 6.5),
+    bound(Figure::Allocations, 0.001, (0.14, 0.15), 0.2),
+    bound(Figure::Syscalls, 1.0, (1.01, 1.02), 1.06),
+    bound(Figure::Sleeps, 0.0001, (0.004, 0.02), 0.05),
+    bound(Figure::Batches, 1.0, (1.0, 1.0), 1.2),
 ];
 
-/// Counted: 2,906 to 2,925 instructions, 21.9 to 22.3 atomic ones, 1.207 to 1.212 allocations, 1.305 to 1.310 system
-/// calls, 0.098 to 0.100 sleeps. A tenth of what a message takes once is in each of its ten deliveries: an allocation
-/// or a system call more for each message breaks the bound.
+/// A tenth of what a message takes once is in each of its ten writes: an allocation or a system call more for each
+/// message breaks the bound.
 const SMALL: &[Bound] = &[
-    bound(Figure::Instructions, 500.0, 3080.0),
-    bound(Figure::Atomics, 2.0, 23.5),
-    bound(Figure::Allocations, 0.1, 1.28),
-    bound(Figure::Syscalls, 1.1, 1.38),
-    bound(Figure::Sleeps, 0.01, 0.15),
+    bound(Figure::Instructions, 500.0, (2960.0, 2985.0), 3090.0),
+    bound(Figure::Atomics, 2.0, (23.0, 23.2), 24.0),
+    bound(Figure::Allocations, 0.1, (1.206, 1.21), 1.28),
+    bound(Figure::Syscalls, 1.1, (1.303, 1.31), 1.38),
+    bound(Figure::Sleeps, 0.01, (0.097, 0.1), 0.15),
+    bound(Figure::Batches, 1.0, (1.0, 1.0), 1.05),
 ];
 
-/// Counted: 20,600 to 24,400 instructions, 160 to 203 atomic ones, 18.7 to 21.1 allocations, 2.06 to 2.20 system calls.
-/// A delivery is a request and its answer.
+/// A request and its answer. How many answers a thread gives before it sleeps differs much.
 const POLLING: &[Bound] = &[
-    bound(Figure::Instructions, 5000.0, 26_500.0),
-    bound(Figure::Atomics, 20.0, 220.0),
-    bound(Figure::Allocations, 1.0, 23.0),
-    bound(Figure::Syscalls, 2.0, 2.5),
+    bound(Figure::Instructions, 5000.0, (20_630.0, 20_700.0), 21_500.0),
+    bound(Figure::Atomics, 20.0, (150.8, 151.3), 152.5),
+    bound(Figure::Allocations, 1.0, (19.14, 19.16), 19.9),
+    bound(Figure::Syscalls, 2.0, (2.035, 2.045), 2.5),
+    bound(Figure::Sleeps, 0.001, (0.06, 0.4), 0.9),
 ];
 
-/// Count what a delivery costs where noise does not touch it, and hold it to bounds
+/// Neither joining nor leaving looks at the other members: what a room ten times as large adds are steps in trees. How
+/// many answers share a write differs, and with it the number of locks.
+const JOIN_AND_LEAVE_200: &[Bound] = &[
+    bound(Figure::Instructions, 5000.0, (37_600.0, 37_850.0), 39_300.0),
+    bound(Figure::Allocations, 1.0, (17.27, 17.45), 18.2),
+    bound(Figure::Syscalls, 2.0, (4.17, 4.4), 5.1),
+];
+
+/// The same there.
+const JOIN_AND_LEAVE_2000: &[Bound] = &[
+    bound(Figure::Instructions, 5000.0, (40_300.0, 40_600.0), 42_000.0),
+    bound(Figure::Allocations, 1.0, (17.27, 17.45), 18.2),
+    bound(Figure::Syscalls, 2.0, (4.17, 4.4), 5.1),
+];
+
+/// Count what a write to a member costs where noise does not touch it, and hold it to bounds
 ///
 /// Counts instructions, system calls, allocations and sleeps. Exits with 1 if a bound is broken. Needs valgrind, and
 /// the server built as it is released, with line tables.
@@ -315,48 +392,76 @@ impl Guard {
 
     /// Plays a case under callgrind and by itself.
     fn count(&self, case: &Case) -> Result<Counted, String> {
+        let counted = self.profile(case)?;
+        let plain = self.play(case, Command::new(&self.server), "2", |served| {
+            process::Usage::of(served.pid())
+        })?;
+        let sleeps = plain.after.since(&plain.before).voluntary;
+        Ok(Counted {
+            sleeps: sleeps as f64 / plain.units,
+            ..counted
+        })
+    }
+
+    /// Under callgrind alone: without sleeps.
+    fn profile(&self, case: &Case) -> Result<Counted, String> {
         let file = self.profiles.join(format!("{}.callgrind", case.name));
         let watched =
             Watched::new(file).map_err(|error| format!("preparing a profile failed: {error}"))?;
         let mut command = watched.command();
         command.arg(&self.server);
-        play(case, command, |served, target| {
-            watched.dump(served.pid(), target.addr, PATIENCE)
+        let played = self.play(case, command, "1", |served| {
+            // The cheapest place to come by, whatever the case is about.
+            let door = served.target(Over::Tcp).addr;
+            watched.dump(served.pid(), door, PATIENCE)
         })?;
         // The first one has all that came before.
         let file = watched.profile(2);
         let profile = Profile::read(&file)
             .map_err(|error| format!("reading {} failed: {error}", file.display()))?;
-        let (before, after) = play(case, Command::new(&self.server), |served, _| {
-            process::Usage::of(served.pid())
-        })?;
         Ok(Counted {
             profile,
-            sleeps: after.since(&before).voluntary,
-            deliveries: case.bursts * case.burst * case.members as u64,
+            units: played.units,
+            batches: played.batches,
+            sleeps: 0.0,
         })
+    }
+
+    /// Plays a case on a server started with `command`, with so many workers, and looks at that before what counts and
+    /// after it.
+    fn play<T>(
+        &self,
+        case: &Case,
+        command: Command,
+        workers: &str,
+        look: impl Fn(&Served) -> io::Result<T>,
+    ) -> Result<Played<T>, String> {
+        let with_tls = case.over.is_tls();
+        let settings = [&SETTINGS[..], &[(WORKERS, workers)]].concat();
+        let mut served = Served::start_as(&self.server, command, with_tls, &settings)
+            .map_err(|error| error.explain())?;
+        load(case, &served, look).map_err(|why| format!("{why}; {}", served.running().epitaph()))
     }
 }
 
-/// Plays a case on a server started with `command`, and looks at that before the first burst and after the last one.
-fn play<T>(
-    case: &Case,
-    command: Command,
-    look: impl Fn(&Served, &Target) -> io::Result<T>,
-) -> Result<(T, T), String> {
-    let mut served = Served::start_as(command, &SETTINGS).map_err(|error| error.explain())?;
-    load(case, &served, look).map_err(|why| format!("{why}; {}", served.running().epitaph()))
+/// What came of playing a case.
+#[derive(Debug)]
+struct Played<T> {
+    before: T,
+    after: T,
+    /// What there was of what figures are told for.
+    units: f64,
+    /// Batches for each burst.
+    batches: f64,
 }
 
 fn load<T>(
     case: &Case,
     served: &Served,
-    look: impl Fn(&Served, &Target) -> io::Result<T>,
-) -> Result<(T, T), String> {
+    look: impl Fn(&Served) -> io::Result<T>,
+) -> Result<Played<T>, String> {
     let told = |error: LoadError| chain(&error);
-    let look = |target: &Target| {
-        look(served, target).map_err(|error| format!("looking at the server failed: {error}"))
-    };
+    let look = || look(served).map_err(|error| format!("looking at the server failed: {error}"));
     let subject = Subject {
         target: served.target(case.over),
         pid: None,
@@ -376,30 +481,87 @@ fn load<T>(
     let progress = Progress::on_stderr();
     let mut run = Run::new(load, &progress).map_err(told)?;
     run.gather(case.members, true).map_err(told)?;
-    let before = look(&subject.target)?;
+    run.send_together();
     let mut report = Report::new(Scenario::Lone, &subject);
-    for _ in 0..case.bursts {
-        let span = Span::Messages(case.burst, PATIENCE);
-        let part = run
-            .measure_span(case.name, Pace::InFlight(case.burst), span, None)
-            .map_err(told)?;
-        report.parts.push(part);
-    }
-    let after = look(&subject.target)?;
+    let mut work = |run: &mut Run<'_>, is_first: bool| {
+        match case.work {
+            Work::Bursts(bursts, messages) => {
+                for _ in 0..if is_first { FIRST } else { bursts } {
+                    let (pace, span) =
+                        (Pace::InFlight(messages), Span::Messages(messages, PATIENCE));
+                    let part = run.measure_span(case.name, pace, span, None)?;
+                    report.parts.push(part);
+                }
+            }
+            Work::ComeAndGo(members, times) => {
+                run.come_and_go(members, if is_first { 1 } else { times })?;
+            }
+        }
+        Ok(())
+    };
+    work(&mut run, true).map_err(told)?;
+    let batches_before = batches(served)?;
+    until_quiet(&mut run, served)?;
+    let before = look()?;
+    work(&mut run, false).map_err(told)?;
+    until_quiet(&mut run, served)?;
+    let after = look()?;
+    let batches = batches(served)? - batches_before;
     report.judge(&[run.verdict().map_err(told)?]);
     if report.faults.total > 0 {
         return Err(report.faults.words().join("; "));
     }
-    Ok((before, after))
+    let (units, batches) = match case.work {
+        Work::Bursts(bursts, _) => (batches * case.members as f64, batches / bursts as f64),
+        Work::ComeAndGo(members, times) => (members as f64 * times as f64, 0.0),
+    };
+    if units == 0.0 {
+        return Err("the server has counted no batch".to_owned());
+    }
+    Ok(Played {
+        before,
+        after,
+        units,
+        batches,
+    })
+}
+
+/// Waits until the server has nothing more to do: those who poll come again once they were answered.
+fn until_quiet(run: &mut Run<'_>, served: &Served) -> Result<(), String> {
+    let used = || {
+        process::Usage::of(served.pid())
+            .map_err(|error| format!("looking at the server failed: {error}"))
+    };
+    let watch = Stopwatch::start();
+    loop {
+        let before = used()?;
+        run.rest(QUIET).map_err(|error| chain(&error))?;
+        if used()?.since(&before).cpu < QUIET / 20 {
+            return Ok(());
+        }
+        if watch.elapsed() > PATIENCE {
+            return Err("the server goes on after all is said".to_owned());
+        }
+    }
+}
+
+/// Batches that the server has laid out so far.
+fn batches(served: &Served) -> Result<f64, String> {
+    let metrics = scrape::fetch(served.metrics())
+        .map_err(|error| format!("fetching metrics failed: {error}"))?;
+    Ok(scrape::value(&metrics, BATCHES).unwrap_or(0.0))
 }
 
 /// What a case came to.
 #[derive(Debug)]
 struct Counted {
     profile: Profile,
-    /// Times that a thread went to sleep.
-    sleeps: u64,
-    deliveries: u64,
+    /// What there was under callgrind of what figures are told for.
+    units: f64,
+    /// Batches for a burst.
+    batches: f64,
+    /// Times that a thread went to sleep, each unit of the other run.
+    sleeps: f64,
 }
 
 impl Counted {
@@ -409,15 +571,17 @@ impl Counted {
             Figure::Atomics => self.profile.atomics(),
             Figure::Syscalls => self.profile.syscalls(),
             Figure::Allocations => self.profile.allocations(),
-            Figure::Sleeps => self.sleeps,
+            Figure::Batches => return self.batches,
+            Figure::Sleeps => return self.sleeps,
         };
-        count as f64 / self.deliveries as f64
+        count as f64 / self.units
     }
 
     fn judge(&self, case: &Case) -> Vec<Judged> {
         let judge = |&bound: &Bound| {
             let mut judged = Judged {
                 case: case.name,
+                each: case.each(bound.figure),
                 bound,
                 found: self.of(bound.figure),
                 blame: Vec::new(),
@@ -437,12 +601,12 @@ impl Counted {
             Figure::Atomics => self.profile.sharing(),
             Figure::Syscalls => self.profile.callers_of_the_kernel(),
             Figure::Allocations => self.profile.allocating(),
-            Figure::Sleeps => Vec::new(),
+            Figure::Batches | Figure::Sleeps => Vec::new(),
         };
         functions
             .into_iter()
             .take(NAMED)
-            .map(|(name, count)| (name.to_owned(), count as f64 / self.deliveries as f64))
+            .map(|(name, count)| (name.to_owned(), count as f64 / self.units))
             .collect()
     }
 }
@@ -451,6 +615,8 @@ impl Counted {
 #[derive(Debug)]
 struct Judged {
     case: &'static str,
+    /// What the figure is told for.
+    each: &'static str,
     bound: Bound,
     found: f64,
     /// Where a broken bound comes from.
@@ -466,6 +632,7 @@ impl Judged {
     fn told(&self) -> String {
         let Self {
             case,
+            each,
             bound,
             found,
             blame,
@@ -473,13 +640,13 @@ impl Judged {
         let (name, digits) = (bound.figure.name(), bound.figure.digits());
         if *found < bound.least {
             return format!(
-                "\n{case}: {found:.digits$} {name} for a delivery, and less than {} can't be. Something else was \
+                "\n{case}: {found:.digits$} {name} for {each}, and less than {} can't be. Something else was \
                  measured than what the case is about: see to that first.\n",
                 bound.least
             );
         }
         let mut text = format!(
-            "\n{case}: {found:.digits$} {name} for a delivery, and at most {} are allowed.",
+            "\n{case}: {found:.digits$} {name} for {each}, and at most {} are allowed.",
             bound.most
         );
         if !blame.is_empty() {
@@ -497,13 +664,14 @@ fn told(judged: &[Judged], profiles: &Path) -> String {
         let digits = judged.bound.figure.digits();
         vec![
             judged.case.to_owned(),
-            judged.bound.figure.name().to_owned(),
+            format!("{} for {}", judged.bound.figure.name(), judged.each),
             format!("{:.digits$}", judged.found),
+            format!("{} to {}", judged.bound.counted.0, judged.bound.counted.1),
             format!("{} to {}", judged.bound.least, judged.bound.most),
             if judged.holds() { "yes" } else { "**no**" }.to_owned(),
         ]
     };
-    let head = ["case", "for a delivery", "counted", "bound", "held"];
+    let head = ["case", "what", "counted", "before", "bound", "held"];
     let mut text = table::markdown(&head, judged.iter().map(cells));
     let broken: Vec<&Judged> = judged.iter().filter(|judged| !judged.holds()).collect();
     if broken.is_empty() {
@@ -531,17 +699,19 @@ mod tests {
         );
         Counted {
             profile: profile::parse(&text).unwrap(),
-            deliveries: 1000,
-            sleeps,
+            units: 1000.0,
+            batches: 1.0,
+            sleeps: sleeps as f64 / 1000.0,
         }
     }
 
     const BOUNDS: &[Bound] = &[
-        bound(Figure::Instructions, 50.0, 200.0),
-        bound(Figure::Atomics, 1.0, 4.5),
-        bound(Figure::Allocations, 0.01, 0.1),
-        bound(Figure::Syscalls, 1.0, 1.02),
-        bound(Figure::Sleeps, 0.0001, 0.01),
+        bound(Figure::Instructions, 50.0, (150.0, 150.0), 200.0),
+        bound(Figure::Atomics, 1.0, (4.0, 4.0), 4.5),
+        bound(Figure::Allocations, 0.01, (0.03, 0.03), 0.1),
+        bound(Figure::Syscalls, 1.0, (1.0, 1.0), 1.02),
+        bound(Figure::Sleeps, 0.0001, (0.005, 0.005), 0.01),
+        bound(Figure::Batches, 1.0, (1.0, 1.0), 1.5),
     ];
 
     fn judged(counted: &Counted) -> Vec<Judged> {
@@ -567,12 +737,12 @@ mod tests {
     }
 
     #[test]
-    fn one_allocation_more_for_a_delivery_breaks_its_bound_and_is_blamed() {
+    fn one_allocation_more_for_a_write_breaks_its_bound_and_is_blamed() {
         let counted = counted(150_000, 4000, 1030, 5);
         assert_eq!(broken(&counted), [Figure::Allocations]);
         let text = told(&judged(&counted), Path::new("profiles"));
         for part in [
-            "1.030 allocations for a delivery, and at most 0.1",
+            "1.030 allocations for a write, and at most 0.1",
             "1.030  deliver",
             "profiles/CASE.callgrind.2",
         ] {
@@ -581,8 +751,15 @@ mod tests {
     }
 
     #[test]
-    fn one_lock_more_for_a_delivery_breaks_its_bound() {
+    fn one_lock_more_for_a_write_breaks_its_bound() {
         assert_eq!(broken(&counted(150_000, 6000, 30, 5)), [Figure::Atomics]);
+    }
+
+    #[test]
+    fn messages_that_share_no_write_any_more_break_a_bound() {
+        let mut alone = counted(150_000, 4000, 30, 5);
+        alone.batches = 2.0;
+        assert_eq!(broken(&alone), [Figure::Batches]);
     }
 
     #[test]
@@ -611,16 +788,67 @@ mod tests {
     }
 
     #[test]
-    fn bounds_of_a_case_are_met_by_nothing_less_than_its_work() {
+    fn in_every_case_one_thing_more_for_each_unit_than_was_ever_counted_breaks_a_bound() {
         for case in CASES {
             for bound in case.bounds {
-                assert!(bound.least < bound.most, "{} {:?}", case.name, bound);
+                let holds = |found: f64| {
+                    let each = case.each(bound.figure);
+                    let (case, blame) = (case.name, Vec::new());
+                    let judged = Judged {
+                        case,
+                        each,
+                        bound: *bound,
+                        found,
+                        blame,
+                    };
+                    judged.holds()
+                };
+                let (fewest, most) = bound.counted;
+                let told = format!("{}: {:?}", case.name, bound);
+                assert!(fewest <= most && holds(fewest) && holds(most), "{told}");
+                let one_more = match bound.figure {
+                    Figure::Allocations | Figure::Syscalls | Figure::Sleeps | Figure::Batches => {
+                        fewest + 1.0
+                    }
+                    Figure::Atomics => fewest + 2.0,
+                    Figure::Instructions => fewest * 1.2,
+                };
+                assert!(!holds(one_more), "{told}");
             }
-            assert!(
-                case.bounds
-                    .iter()
-                    .any(|bound| bound.figure == Figure::Allocations)
-            );
+            let mut figures = vec![Figure::Instructions, Figure::Allocations, Figure::Syscalls];
+            if let Work::Bursts(..) = case.work {
+                figures.push(Figure::Atomics);
+            }
+            for figure in figures {
+                let is_bounded = |bound: &Bound| bound.figure == figure;
+                assert!(
+                    case.bounds.iter().any(is_bounded),
+                    "{} {figure:?}",
+                    case.name
+                );
+            }
         }
+    }
+
+    #[test]
+    fn a_room_ten_times_as_large_makes_joining_and_leaving_hardly_dearer() {
+        let rooms: Vec<&Case> = CASES
+            .iter()
+            .filter(|case| matches!(case.work, Work::ComeAndGo(..)))
+            .collect();
+        let [small, large] = rooms[..] else {
+            panic!("{rooms:?}")
+        };
+        assert_eq!(small.members * 10, large.members);
+        let instructions = |case: &Case| {
+            let mut bounds = case.bounds.iter();
+            *bounds
+                .find(|bound| bound.figure == Figure::Instructions)
+                .unwrap()
+        };
+        let (few, many) = (instructions(small), instructions(large));
+        assert!(many.most < few.counted.0 * 1.15);
+        // One instruction for each other member breaks the bound.
+        assert!(many.counted.0 + (large.members - small.members) as f64 > many.most);
     }
 }

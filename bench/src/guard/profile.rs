@@ -36,6 +36,9 @@ const CLOCKS: [&str; 4] = ["clock_gettime", "gettimeofday", "time", "getcpu"];
 
 /// How often a program that may be asleep is woken to be asked. Each time is counted with the rest.
 const POKE: Duration = Duration::from_millis(50);
+/// After so many blocks of its code it looks whether it is asked: a tenth as many as it would otherwise, so that it
+/// need not be woken often.
+const LOOKS: &str = "--vgdb-poll=500";
 
 /// A program under callgrind.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ impl Watched {
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new("valgrind");
         command
-            .args(["--tool=callgrind", "--quiet"])
+            .args(["--tool=callgrind", "--quiet", LOOKS])
             .args(["--collect-systime=yes", "--collect-bus=yes"])
             .arg(option("--callgrind-out-file=", &self.file))
             .arg(self.meeting_point());

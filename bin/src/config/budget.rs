@@ -4,15 +4,17 @@
 //! taken from them; what things weigh beside that was measured on a 64-bit Linux with glibc and rounded up, and stands
 //! below. It is the growth of resident memory that is meant.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use chinwag_core::{
     HubConfig,
     config::{HistoryLimits, LimitsConfig, Rate, Size},
 };
-use chinwag_transports::Wire;
+use chinwag_transports::{ListenerConfig, Wire};
 
-use super::sockets::ListeningSocket;
+#[cfg(any(feature = "http", feature = "exec"))]
+use super::{Problems, Table};
+use super::{document::Document, managers::ManagerDraft, sockets::ListeningSocket};
 
 /// The program before anybody comes, with its metrics: 8 MiB measured.
 const PROGRAM: u128 = 16 << 20;
@@ -25,9 +27,20 @@ const CONNECTION: u128 = 3 << 10;
 /// What HTTP has beside, while a request is read and answered: two buffers for heads of 16 KiB, one of 8 KiB, and the
 /// parser's state.
 const HTTP_TURN: u128 = 44 << 10;
-/// What TLS has for a connection at most: a record that is coming, one that was decrypted, one that the kernel did not
-/// take, 18 KiB each, and its keys.
-const TLS: u128 = 64 << 10;
+/// What TLS has for a connection at most: 64 KiB of a message of its own that comes in pieces, which is more than what
+/// comes of anything else (68 KiB measured with the state); a record of 16 KiB that the kernel did not take; keys.
+const TLS: u128 = 88 << 10;
+/// The same where clients are asked for certificates, which is most while hands are shaken: 88 KiB of what both sides
+/// have said so far, of which 64 KiB are the greeting and 16 KiB the client's certificates; 64 KiB of the message that
+/// comes next (137 KiB measured before any certificate); the certificates once more; what we have said and is not taken
+/// yet; state and keys.
+const TLS_ASKING: u128 = 184 << 10;
+/// Sessions that a table of TLS keeps for clients that know no tickets.
+const TLS_SESSIONS: u128 = 1024;
+/// Each of them.
+const TLS_SESSION: u128 = 512;
+/// Each of them with the certificates of its client.
+const TLS_SESSION_ASKING: u128 = 17 << 10;
 /// One stay in a room, in the session, the room and its lane: 0.7 KiB measured.
 const MEMBERSHIP: u128 = 1 << 10;
 /// An empty room: 2.9 KiB measured, with one member.
@@ -40,14 +53,19 @@ const QUEUED: u128 = 3;
 const INBOX: u128 = 6;
 /// A queue is found full only by the batch that is too much, of at most so many bytes or one event.
 const BATCH: u128 = 64 << 10;
-/// Keys of a rate that is kept by key; see `chinwag_core`'s limits.
-const RATE_KEYS: u128 = 65_536;
-/// Each with its bucket.
-const RATE_KEY: u128 = 256;
+/// Keys of what is kept by key, be it rates, failures or homes; see `chinwag_core`'s limits.
+const KEYS: u128 = 65_536;
+/// Each, with its bucket or its record.
+const KEY: u128 = 256;
+/// A name that is a key or part of one: 128 characters of 4 bytes.
+const NAME: u128 = 560;
 /// Sessions remembered after their end, and bans.
 const REMEMBERED: u128 = 10_000;
 /// Each of them.
 const TOMBSTONE: u128 = 320;
+/// What a notice that waits for a session manager weighs beside the bytes that are counted: the facts of its session, and
+/// its places in three tables.
+const NOTICE: u128 = 1 << 10;
 /// Log-ins that are judged to the end though nobody waits for the verdict; see `chinwag_core`'s sessions.
 const UNATTENDED: u128 = 2048;
 /// Each of them, with what it presents, which came in a frame of 8 KiB at most.
@@ -76,6 +94,84 @@ struct Part {
     bytes: u128,
 }
 
+/// What the sum is of.
+pub(super) struct Counted<'a> {
+    pub(super) hub: &'a HubConfig,
+    pub(super) sockets: Vec<ListeningSocket<'a>>,
+    /// That of `[control]`.
+    pub(super) control: Option<&'a ListenerConfig>,
+    /// Every `[tls.NAME]`, and whether it asks clients for certificates.
+    pub(super) tls: BTreeMap<&'a str, bool>,
+    /// What may wait for each session manager that tells of ends later.
+    pub(super) notices: Vec<Notices<'a>>,
+    /// Those of every password authenticator together.
+    pub(super) hash_threads: usize,
+    pub(super) workers: usize,
+}
+
+impl Counted<'_> {
+    /// What a connection may have that speaks `wire`, through the table `tls` if any, and from which so many bytes are
+    /// read at a time as the limit `read` has; and how that is shown. What grows while it comes, be it a line, a message
+    /// or a body, is copied into a larger buffer.
+    fn connection(&self, wire: Wire, tls: Option<&str>, read: (&str, Size)) -> (u128, String) {
+        let mut each = CONNECTION;
+        if wire == Wire::Http {
+            each += HTTP_TURN;
+        }
+        let mut shown = Human(each).to_string();
+        if let Some(tls) = tls {
+            let asks = self.tls.get(tls).copied().unwrap_or_default();
+            let tls = if asks { TLS_ASKING } else { TLS };
+            each += tls;
+            shown += &format!(" + TLS {}", Human(tls));
+        }
+        let (key, bytes) = read;
+        shown += &format!(" + 2 x {}", with(key, bytes));
+        (each.saturating_add(wide(bytes.0).saturating_mul(2)), shown)
+    }
+}
+
+/// What may wait to be told to one session manager.
+#[cfg_attr(
+    not(any(feature = "http", feature = "exec")),
+    allow(dead_code, reason = "none comes with this build")
+)]
+pub(super) struct Notices<'a> {
+    manager: &'a str,
+    queue: usize,
+    bytes: Size,
+}
+
+/// What may wait for those of `managers` that come with chinwag, as their tables have it.
+#[cfg(any(feature = "http", feature = "exec"))]
+pub(super) fn notices<'a>(document: &Document, managers: &'a [ManagerDraft]) -> Vec<Notices<'a>> {
+    managers
+        .iter()
+        .filter(|manager| manager.is_own())
+        .map(|manager| {
+            let path = manager.path.key("notices");
+            let tables = document.root().get("session_managers");
+            let table = tables.and_then(|all| all.as_dict()?.get(&manager.name)?.as_dict());
+            let entries = table.and_then(|table| table.get("notices")?.as_dict().cloned());
+            let table = Table::new(document, path, entries.unwrap_or_default());
+            // What is wrong there has been told.
+            let notices: Option<chinwag_auth::Notices> = table.read(&mut Problems::default());
+            let notices = notices.unwrap_or_default();
+            Notices {
+                manager: &manager.name,
+                queue: notices.queue,
+                bytes: notices.bytes,
+            }
+        })
+        .collect()
+}
+
+/// None come with this build.
+#[cfg(not(any(feature = "http", feature = "exec")))]
+pub(super) fn notices<'a>(_: &Document, _: &'a [ManagerDraft]) -> Vec<Notices<'a>> {
+    Vec::new()
+}
+
 /// `name value`, or `name` alone where it speaks for itself.
 fn with(key: &str, value: impl fmt::Display) -> String {
     format!("{key} {value}")
@@ -86,28 +182,35 @@ fn wide(number: usize) -> u128 {
 }
 
 impl Worst {
-    /// `hash_threads`: of every password authenticator together.
-    pub(super) fn of(
-        hub: &HubConfig,
-        sockets: &[ListeningSocket<'_>],
-        hash_threads: usize,
-        workers: usize,
-    ) -> Self {
+    pub(super) fn of(counted: &Counted<'_>) -> Self {
+        let Counted {
+            hub,
+            sockets,
+            control,
+            hash_threads,
+            workers,
+            ..
+        } = counted;
         let limits = &hub.limits;
         let polls = sockets.iter().any(|socket| socket.has("http-polling"));
         let clients = Clients::of(limits, sockets, polls);
+        let open = control.map_or(0, |control| wide(control.max_connections));
+        let open = open.saturating_add(connections(sockets));
         let mut worst = Self {
             parts: Vec::new(),
-            kernel: connections(sockets).saturating_mul(wide(KERNEL.0)),
+            kernel: open.saturating_mul(wide(KERNEL.0)),
         };
         worst.add(
             "the program",
             format!("{} + workers {workers} x {}", Human(PROGRAM), Human(WORKER)),
             &[],
-            PROGRAM.saturating_add(wide(workers).saturating_mul(WORKER)),
+            PROGRAM.saturating_add(wide(*workers).saturating_mul(WORKER)),
         );
         for socket in sockets {
-            worst.connections(socket, limits);
+            worst.connections(socket, counted);
+        }
+        if let Some(control) = control {
+            worst.control(control, counted);
         }
         worst.add(
             "sessions",
@@ -133,12 +236,19 @@ impl Worst {
             &[],
             UNATTENDED.saturating_mul(LOGIN),
         );
-        if hash_threads > 0 {
+        for asks in [false, true] {
+            let tables = counted.tls.values().filter(|&&asking| asking == asks);
+            worst.tls_sessions(tables.count(), asks);
+        }
+        for notices in &counted.notices {
+            worst.notices(notices);
+        }
+        if *hash_threads > 0 {
             worst.add(
                 "hashing of passwords",
                 format!("hash_threads {hash_threads} x {}", Human(HASH)),
                 &["hash_threads"],
-                wide(hash_threads).saturating_mul(HASH),
+                wide(*hash_threads).saturating_mul(HASH),
             );
         }
         worst
@@ -158,21 +268,14 @@ impl Worst {
         });
     }
 
-    fn connections(&mut self, socket: &ListeningSocket<'_>, limits: &LimitsConfig) {
+    fn connections(&mut self, socket: &ListeningSocket<'_>, counted: &Counted<'_>) {
+        let limits = &counted.hub.limits;
         let names: Vec<&str> = socket.transports.iter().map(|&(name, _)| name).collect();
-        let frame = with("limits.frame_bytes", limits.frame_bytes);
-        let frame_bytes = wide(limits.frame_bytes.0);
-        // A line or a message that grows is copied into a larger buffer; a body too.
-        let mut each = CONNECTION.saturating_add(frame_bytes.saturating_mul(2));
-        let mut shown = format!("{} + 2 x {frame}", Human(CONNECTION));
-        if socket.wire == Wire::Http {
-            each = each.saturating_add(HTTP_TURN);
-            shown = format!("{} + 2 x {frame}", Human(CONNECTION + HTTP_TURN));
-        }
-        if socket.is_tls {
-            each = each.saturating_add(TLS);
-            shown = format!("{shown} + TLS {}", Human(TLS));
-        }
+        let (mut each, mut shown) = counted.connection(
+            socket.wire,
+            socket.tls,
+            ("limits.frame_bytes", limits.frame_bytes),
+        );
         let key = socket.key();
         let mut keys = vec![key.as_str(), "limits.frame_bytes"];
         if socket.has("http-polling") {
@@ -194,6 +297,24 @@ impl Worst {
         );
     }
 
+    /// Those who give orders to sessions, in bodies that may be as large as what clients are sent.
+    fn control(&mut self, listener: &ListenerConfig, counted: &Counted<'_>) {
+        let body = (
+            "limits.server_frame_bytes",
+            counted.hub.limits.server_frame_bytes,
+        );
+        let (each, shown) = counted.connection(Wire::Http, listener.tls.as_deref(), body);
+        let key = "control.max_connections";
+        self.add(
+            "connections of control",
+            format!("{} x ({shown})", with(key, listener.max_connections)),
+            &[key, body.0],
+            wide(listener.max_connections).saturating_mul(each),
+        );
+    }
+
+    /// What waits for clients. Replies wait in no queue of their own: the log of this process answers at once, so that
+    /// none stands behind another, and one to a polling client is held by the connection that has asked.
     fn queues(&mut self, limits: &LimitsConfig, clients: &Clients, polls: bool) {
         let (key, bytes) = match (clients.pushed, polls) {
             (true, true) if limits.poll_queue.bytes > limits.member_queue => {
@@ -332,28 +453,78 @@ impl Worst {
     }
 
     fn registries(&mut self, limits: &LimitsConfig) {
-        let rates = [
-            limits.sends_per_user,
+        let limited = |rates: &[Rate]| {
+            let rates = rates.iter().filter(|rate| **rate != Rate::Unlimited);
+            wide(rates.count())
+        };
+        let addresses = limited(&[
             limits.connects_per_ip,
             limits.login_failures_per_ip,
-            limits.login_failures_per_name,
             limits.room_creations,
-        ];
-        let kept = rates
-            .iter()
-            .filter(|rate| **rate != Rate::Unlimited)
-            .count();
+        ]);
         self.add(
-            "rates by address and by name, bans, ended sessions",
+            "rates and failed log-ins by address",
+            format!("{addresses} x {KEYS} x {}", Human(KEY)),
+            &[],
+            addresses * KEYS * KEY,
+        );
+        // One is of where names have logged in from.
+        let names = 1 + limited(&[limits.sends_per_user, limits.login_failures_per_name]);
+        self.add(
+            "rates, failed log-ins and familiar addresses by name",
+            format!("{names} x {KEYS} x {}", Human(KEY + NAME)),
+            &[],
+            names * KEYS * (KEY + NAME),
+        );
+        self.add(
+            "bans and ended sessions",
             format!(
-                "{kept} rates x {RATE_KEYS} x {} + 2 x {REMEMBERED} x {}",
-                Human(RATE_KEY),
+                "{REMEMBERED} x {} + {REMEMBERED} x {}",
+                Human(TOMBSTONE + NAME),
                 Human(TOMBSTONE)
             ),
             &[],
-            wide(kept)
-                .saturating_mul(RATE_KEYS * RATE_KEY)
-                .saturating_add(2 * REMEMBERED * TOMBSTONE),
+            REMEMBERED * (TOMBSTONE + NAME) + REMEMBERED * TOMBSTONE,
+        );
+    }
+
+    /// Sessions that TLS keeps for clients that come back without a ticket.
+    fn tls_sessions(&mut self, tables: usize, asks: bool) {
+        let (whose, each) = if asks {
+            (" with their certificates", TLS_SESSION_ASKING)
+        } else {
+            ("", TLS_SESSION)
+        };
+        if tables > 0 {
+            self.add(
+                format!("TLS sessions of clients without tickets{whose}"),
+                format!("{tables} x {TLS_SESSIONS} x {}", Human(each)),
+                &[],
+                wide(tables).saturating_mul(TLS_SESSIONS * each),
+            );
+        }
+    }
+
+    /// Ends of sessions that nobody wants to hear of now.
+    fn notices(&mut self, notices: &Notices<'_>) {
+        let Notices {
+            manager,
+            queue,
+            bytes,
+        } = *notices;
+        let key = format!("session_managers.{manager}.notices");
+        self.add(
+            format!("ends that {manager} is still to be told"),
+            format!(
+                "{} x {} + {}",
+                with(&format!("{key}.queue"), queue),
+                Human(NOTICE),
+                with("bytes", bytes)
+            ),
+            &[&key],
+            wide(queue)
+                .saturating_mul(NOTICE)
+                .saturating_add(wide(bytes.0)),
         );
     }
 
@@ -382,8 +553,8 @@ impl Worst {
             keys.join(", ")
         );
         text += &format!(
-            "  Not counted either: what the allocator loses, often a fifth; replies that wait for one before them; \
-             plug-ins; password hashes that take more than {}.",
+            "  Not counted either: what the allocator loses, often a fifth; what the files of TLS and users hold; what \
+             back ends and plug-ins attach to sessions; password hashes that take more than {}.",
             Human(HASH)
         );
         text
@@ -520,6 +691,22 @@ mod tests {
     use super::*;
     use crate::config::{Listening, sockets};
 
+    fn listener(keys: &str) -> ListenerConfig {
+        toml::from_str(&format!("bind = \"127.0.0.1:1\"\n{keys}")).unwrap()
+    }
+
+    fn counted<'a>(hub: &'a HubConfig, listening: Vec<Listening<'a>>) -> Counted<'a> {
+        Counted {
+            hub,
+            sockets: sockets(listening),
+            control: None,
+            tls: BTreeMap::new(),
+            notices: Vec::new(),
+            hash_threads: 0,
+            workers: 1,
+        }
+    }
+
     fn worst(hub: &HubConfig, kinds: &[(&str, Wire)]) -> Worst {
         let listeners: Vec<_> = (0..kinds.len())
             .map(|port| toml::from_str(&format!("bind = \"127.0.0.1:{}\"", port + 1)).unwrap())
@@ -533,7 +720,18 @@ mod tests {
                 wire,
                 listener,
             });
-        Worst::of(hub, &sockets(listening), 0, 1)
+        Worst::of(&counted(hub, listening.collect()))
+    }
+
+    /// That of a server with lines alone.
+    fn over_lines<'a>(hub: &'a HubConfig, listener: &'a ListenerConfig) -> Counted<'a> {
+        let line = Listening {
+            name: "tcp",
+            kind: "tcp",
+            wire: Wire::Stream,
+            listener,
+        };
+        counted(hub, vec![line])
     }
 
     fn bytes(worst: &Worst, what: &str) -> u128 {
@@ -604,26 +802,94 @@ mod tests {
     #[test]
     fn tls_and_the_kernel_take_their_part() {
         let hub = HubConfig::default();
-        let plain = worst(&hub, &[("tcp", Wire::Stream)]);
-        let mut listener = toml::from_str("bind = \"127.0.0.1:1\"").unwrap();
-        let of = |listener: &_| {
-            let listening = Listening {
-                name: "tcp",
-                kind: "tcp",
-                wire: Wire::Stream,
-                listener,
-            };
-            Worst::of(&hub, &sockets([listening]), 0, 1)
-        };
-        assert_eq!(of(&listener).bytes(), plain.bytes());
-        listener.tls = Some("site".to_owned());
-        let connections = wide(listener.max_connections);
-        assert_eq!(of(&listener).bytes(), plain.bytes() + connections * TLS);
+        let (plain, encrypted) = (listener(""), listener("tls = \"site\""));
+        let connections = wide(plain.max_connections);
+        let plain = Worst::of(&over_lines(&hub, &plain));
+        for (asks, each, session) in [
+            (false, TLS, TLS_SESSION),
+            (true, TLS_ASKING, TLS_SESSION_ASKING),
+        ] {
+            let mut counted = over_lines(&hub, &encrypted);
+            counted.tls.insert("site", asks);
+            let more = Worst::of(&counted).bytes() - plain.bytes();
+            assert_eq!(more, connections * each + TLS_SESSIONS * session, "{asks}");
+        }
         assert!(
             plain
                 .to_string()
                 .contains("kernel's buffers, at most 42.8GiB")
         );
+    }
+
+    #[test]
+    fn who_gives_orders_has_connections_too() {
+        let hub = HubConfig::default();
+        let line = listener("");
+        let without = Worst::of(&over_lines(&hub, &line));
+        let control = listener("max_connections = 200\ntls = \"site\"");
+        let mut counted = over_lines(&hub, &line);
+        counted.control = Some(&control);
+        let with = Worst::of(&counted);
+        let each = CONNECTION + HTTP_TURN + TLS + 2 * wide(hub.limits.server_frame_bytes.0);
+        assert_eq!(with.bytes(), without.bytes() + 200 * each);
+        assert_eq!(with.kernel, without.kernel + 200 * wide(KERNEL.0));
+        assert_eq!(
+            bytes(&with, "sessions"),
+            bytes(&without, "sessions"),
+            "nobody logs in there"
+        );
+        assert!(with.to_string().contains("control.max_connections 200 x ("));
+    }
+
+    #[test]
+    fn what_waits_for_session_managers_is_counted_for_each() {
+        let hub = HubConfig::default();
+        let line = listener("");
+        let mut counted = over_lines(&hub, &line);
+        let before = Worst::of(&counted).bytes();
+        for (manager, queue, bytes) in
+            [("rooms", 1000, Size(1 << 30)), ("books", 10, Size(1 << 16))]
+        {
+            counted.notices.push(Notices {
+                manager,
+                queue,
+                bytes,
+            });
+        }
+        let worst = Worst::of(&counted);
+        assert_eq!(
+            worst.bytes() - before,
+            1010 * NOTICE + (1 << 30) + (1 << 16)
+        );
+        let refusal = worst.refusal(Size(1 << 20));
+        assert!(
+            refusal.contains(": session_managers.rooms.notices.queue 1000 x 1KiB + bytes 1GiB\n"),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn tables_by_name_and_by_address_are_counted_where_there_is_a_rate() {
+        let mut hub = HubConfig::default();
+        let (names, addresses) = (
+            "rates, failed log-ins and familiar addresses by name",
+            "rates and failed",
+        );
+        let of = |hub: &HubConfig, what| bytes(&worst(hub, &[("tcp", Wire::Stream)]), what);
+        let some = hub.limits.login_failures_per_name;
+        assert_eq!(of(&hub, names), 2 * KEYS * (KEY + NAME));
+        hub.limits.sends_per_user = some;
+        assert_eq!(of(&hub, names), 3 * KEYS * (KEY + NAME));
+        hub.limits.sends_per_user = Rate::Unlimited;
+        hub.limits.login_failures_per_name = Rate::Unlimited;
+        assert_eq!(
+            of(&hub, names),
+            KEYS * (KEY + NAME),
+            "where names come from is known all the same"
+        );
+        assert_eq!(of(&hub, addresses), 3 * KEYS * KEY);
+        hub.limits.connects_per_ip = Rate::Unlimited;
+        assert_eq!(of(&hub, addresses), 2 * KEYS * KEY);
     }
 
     type Change = fn(&mut HubConfig);

@@ -54,7 +54,7 @@ pub(crate) enum OnUnreachable {
 
 /// A session manager as its table has it.
 pub(super) struct ManagerDraft {
-    path: KeyPath,
+    pub(super) path: KeyPath,
     pub(super) name: String,
     kind: String,
     timeout: Span,
@@ -64,8 +64,17 @@ pub(super) struct ManagerDraft {
     own: String,
 }
 
+impl ManagerDraft {
+    /// Whether it is of a kind that comes with chinwag.
+    #[cfg(any(feature = "http", feature = "exec"))]
+    pub(super) fn is_own(&self) -> bool {
+        OWN_MANAGERS.iter().any(|(kind, _)| *kind == self.kind)
+    }
+}
+
 /// A session manager, built.
 pub(crate) struct LoadedManager {
+    pub(crate) kind: String,
     pub(crate) link: ManagerLink,
     pub(crate) on_unreachable: OnUnreachable,
 }
@@ -264,6 +273,7 @@ impl Draft {
                         timeout: manager.timeout.0,
                     };
                     let loaded = LoadedManager {
+                        kind: manager.kind.clone(),
                         link,
                         on_unreachable: manager.on_unreachable,
                     };

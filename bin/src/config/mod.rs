@@ -35,13 +35,23 @@ use chinwag_core::{
         Validator, ValidatorContext,
     },
 };
-use chinwag_transports::{ListenerConfig, Wire, tls::Tls};
+use chinwag_transports::{
+    ListenerConfig, Wire,
+    tls::{ClientCert, Tls},
+};
 use figment::value::Value;
 use tracing::{debug, info, warn};
 
 #[cfg(feature = "web")]
 pub(crate) use self::page::PageConfig;
 pub use self::problem::{ConfigError, Problem, Severity};
+use self::{
+    budget::{Counted, notices},
+    document::{Document, KeyPath, Part},
+    problem::{Place, words},
+    reader::Reader,
+    tables::ClusterConfig,
+};
 pub(crate) use self::{
     budget::{Human, Worst},
     managers::{ControlConfig, LoadedManager, OnUnreachable},
@@ -49,12 +59,6 @@ pub(crate) use self::{
     read::Table,
     sockets::{Listening, sockets},
     tables::{LogConfig, LogFormat, MetricsConfig},
-};
-use self::{
-    document::{Document, KeyPath, Part},
-    problem::{Place, words},
-    reader::Reader,
-    tables::ClusterConfig,
 };
 use crate::plugins::{Plugins, ReadyToBind, ReadyToBuild, ReadyToValidate};
 
@@ -163,10 +167,6 @@ pub(crate) struct Loaded {
     /// The names of all authenticators.
     pub(crate) authenticators: Vec<String>,
     pub(crate) managers: Vec<LoadedManager>,
-    #[cfg_attr(
-        not(feature = "http"),
-        expect(dead_code, reason = "nobody else takes orders")
-    )]
     pub(crate) control: Option<ControlConfig>,
     pub(crate) metrics: Option<MetricsConfig>,
     #[cfg(feature = "web")]
@@ -204,10 +204,9 @@ impl Loaded {
             .expect_err("the core refuses with at least one fault")
     }
 
-    /// Whether the table of a transport has `key`, or a variable of the environment gives it.
-    pub(crate) fn names(&self, transport: &str, key: &str) -> bool {
-        self.document
-            .contains(&KeyPath::new(["transports", transport, key]))
+    /// Whether the file has the key at this path, or a variable of the environment gives it.
+    pub(crate) fn names(&self, path: &[&str]) -> bool {
+        self.document.contains(&KeyPath::new(path.iter().copied()))
     }
 
     /// Logs what applies in each table and what may not be meant. The built-in document is no news to anybody.
@@ -374,13 +373,16 @@ impl Draft {
         }
         let memory = (faults.is_empty() && hub.server.memory_budget.0 > 0).then(|| {
             let listening = self.transports.iter().filter_map(TransportDraft::listening);
-            let threads = hash_threads(&self.document, &self.authenticators);
-            Worst::of(
-                &hub,
-                &sockets(listening),
-                threads,
-                cores(hub.server.workers),
-            )
+            let asks = |tls: &Tls| tls.client_cert() != ClientCert::None;
+            Worst::of(&Counted {
+                hub: &hub,
+                sockets: sockets(listening),
+                control: self.control.as_ref().map(|control| &control.listener),
+                tls: tls.iter().map(|(name, tls)| (&**name, asks(tls))).collect(),
+                notices: notices(&self.document, &self.managers),
+                hash_threads: hash_threads(&self.document, &self.authenticators),
+                workers: cores(hub.server.workers),
+            })
         });
         let key = KeyPath::new(["server", "memory_budget"]);
         if let Some(worst) = &memory
@@ -471,8 +473,16 @@ impl Draft {
             let manager = authenticator.session_manager.as_ref();
             let manager = manager.and_then(|name| managers.get(name));
             let (timeout, revocations) = (cx.timeout, cx.revocations.clone());
+            let warnings = cx.warnings.clone();
             match ready.build(cx).await {
                 Ok(made) => {
+                    for (key, message) in warnings.take() {
+                        let path = authenticator.path.key(key);
+                        self.problems.warn(
+                            self.document.locate(&path, Part::Value),
+                            format!("{path}: {message}"),
+                        );
+                    }
                     let link = ChainLink {
                         name: authenticator.name.as_str().into(),
                         authenticator: made,
@@ -648,9 +658,11 @@ fn hash_threads(document: &Document, authenticators: &[AuthenticatorDraft]) -> u
         .iter()
         .filter(|authenticator| authenticator.kind == "password")
         .map(|authenticator| {
-            let table = tables.and_then(|tables| tables.get(&authenticator.name)?.as_dict());
-            let threads = table.and_then(|table| table.get("hash_threads")?.to_i128());
-            match threads.and_then(|threads| usize::try_from(threads).ok()) {
+            let entries = tables.and_then(|tables| tables.get(&authenticator.name)?.as_dict());
+            let entries = entries.cloned().unwrap_or_default();
+            let mut table = Table::new(document, authenticator.path.clone(), entries);
+            // What is wrong there has been told.
+            match table.take("hash_threads", &mut Problems::default()) {
                 None | Some(0) => cores(0).saturating_sub(1).max(1),
                 Some(threads) => threads,
             }

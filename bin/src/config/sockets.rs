@@ -19,7 +19,8 @@ pub(crate) struct ListeningSocket<'a> {
     pub(crate) wire: Wire,
     /// Those who share it agree on the number of connections.
     pub(crate) max_connections: usize,
-    pub(crate) is_tls: bool,
+    /// The name of the `[tls.NAME]` that is spoken.
+    pub(crate) tls: Option<&'a str>,
     /// Name and kind of each.
     pub(crate) transports: Vec<(&'a str, &'a str)>,
 }
@@ -43,7 +44,7 @@ pub(crate) fn sockets<'a>(
                 bind: transport.listener.bind,
                 wire: transport.wire,
                 max_connections: transport.listener.max_connections,
-                is_tls: transport.listener.tls.is_some(),
+                tls: transport.listener.tls.as_deref(),
                 transports: vec![named],
             }),
         }

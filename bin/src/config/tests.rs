@@ -122,6 +122,30 @@ kind = \"anonymous\"
     }
 
     #[tokio::test]
+    async fn guests_from_other_machines_are_warned_of() {
+        let document = |bind: &str| {
+            format!(
+                "[transports.line]\nkind = \"tcp\"\nbind = \"{bind}:0\"\ninsecure = true\nauth = [\"guests\"]\n\
+                 [authenticators.guests]\nkind = \"anonymous\"\nallow_public = true\n"
+            )
+        };
+        let warnings = |loaded: Loaded| {
+            loaded
+                .warnings
+                .iter()
+                .map(Problem::brief)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            warnings(right(&document("0.0.0.0")).await),
+            [
+                "chat.toml:8:16: authenticators.guests.allow_public: anybody who reaches transports.line logs in without a password"
+            ]
+        );
+        assert_eq!(warnings(right(&document("127.0.0.1")).await), [""; 0]);
+    }
+
+    #[tokio::test]
     async fn the_built_in_document_is_right_and_without_a_warning() {
         let loaded = load(BUILTIN, &[], true).await.unwrap();
         assert_eq!(loaded.warnings, []);
@@ -259,6 +283,63 @@ history = { events = 2, bytes = \"2KiB\", age = \"2s\" }
                 !table.starts_with("authenticators.") || !text.contains('"'),
                 "{table}: {text}"
             );
+        }
+    }
+
+    #[cfg(all(feature = "http", feature = "exec"))]
+    #[tokio::test]
+    async fn the_sum_of_memory_is_of_what_applies_wherever_it_is_said() {
+        let document = format!(
+            "
+[server]
+memory_budget = \"1000GiB\"
+[transports.line]
+kind = \"tcp\"
+bind = \"127.0.0.1:0\"
+auth = [\"members\"]
+[authenticators.members]
+kind = \"password\"
+file = \"{}/../configs/users.txt\"
+hash_threads = 3
+session_manager = \"books\"
+[session_managers.books]
+kind = \"exec\"
+command = [\"cat\"]
+notices = {{ queue = 5 }}
+[control]
+bind = \"127.0.0.1:0\"
+",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        for (variables, parts) in [
+            (
+                &[][..],
+                [
+                    "hash_threads 3 x",
+                    "notices.queue 5 x 1KiB + bytes 64MiB",
+                    "control.max_connections 256 x",
+                ],
+            ),
+            (
+                &[
+                    ("CHINWAG_AUTHENTICATORS__MEMBERS__HASH_THREADS", "7"),
+                    ("CHINWAG_SESSION_MANAGERS__BOOKS__NOTICES__QUEUE", "6"),
+                    ("CHINWAG_SESSION_MANAGERS__BOOKS__NOTICES__BYTES", "1MiB"),
+                    ("CHINWAG_CONTROL__MAX_CONNECTIONS", "20"),
+                ],
+                [
+                    "hash_threads 7 x",
+                    "notices.queue 6 x 1KiB + bytes 1MiB",
+                    "control.max_connections 20 x",
+                ],
+            ),
+        ] {
+            let loaded = load(&document, variables, false).await;
+            let worst = loaded.unwrap_or_else(|error| panic!("{error}")).memory;
+            let text = worst.expect("there is a budget").to_string();
+            for part in parts {
+                assert!(text.contains(part), "{part:?} is missing:\n{text}");
+            }
         }
     }
 

@@ -193,29 +193,39 @@ pub(crate) async fn strangers_do_not_hold_up_a_drain(kit: &Kit) {
     assert!(took < Duration::from_secs(5), "the drain took {took:?}");
 }
 
-pub(crate) async fn who_is_taken_out_of_the_password_file_is_logged_out(kit: &Kit) {
-    for over in kit.all() {
-        let server = kit.setup().for_staff().start().await;
+pub(crate) async fn who_is_changed_in_the_password_file_or_taken_out_of_it_is_logged_out(
+    kit: &Kit,
+) {
+    let many = "[sessions]\nduplicate_login = { allow = 9 }";
+    let server = kit.setup().for_staff().and(many).start().await;
+    let file = server.folder().join("users.txt");
+    let [(alice, hers, her_hash), (bob, his, his_hash)] = STAFF;
+    let members = async |user: &str, password: &str| {
         let mut members = Vec::new();
-        for (user, password, _) in STAFF {
+        for over in kit.all() {
             let mut member = server.connect(over, user).await;
-            member
-                .log_in(json!({"type": "login", "user": user, "password": password}))
-                .await;
+            let login = json!({"type": "login", "user": user, "password": password});
+            member.log_in(login).await;
             members.push(member);
         }
-        let file = server.folder().join("users.txt");
-        let users = std::fs::read_to_string(&file).unwrap();
-        let without: String = users
-            .lines()
-            .filter(|line| !line.starts_with("alice:"))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        assert_ne!(users, without);
-        std::fs::write(&file, without).unwrap();
-        members[0].expect_bye("auth_expired").await;
-        let pong = members[1].command(json!({"type": "ping"})).await;
-        assert_eq!(pong["type"], "pong", "bob's line is as it was");
+        members
+    };
+    let mut bobs = members(bob, his).await;
+    // Her password until then, and what becomes of her line: a role more, another hash, nothing.
+    for (password, line) in [
+        (hers, format!("{alice}:{her_hash}:staff\n")),
+        (hers, format!("{alice}:{his_hash}:staff\n")),
+        (his, String::new()),
+    ] {
+        let alices = members(alice, password).await;
+        std::fs::write(&file, format!("{line}{bob}:{his_hash}\n")).unwrap();
+        for mut member in alices {
+            member.expect_bye("auth_expired").await;
+        }
+        for member in &mut bobs {
+            let pong = member.command(json!({"type": "ping"})).await;
+            assert_eq!(pong["type"], "pong", "bob's line is as it was");
+        }
     }
 }
 

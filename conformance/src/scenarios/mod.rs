@@ -4,9 +4,9 @@ use futures_util::future::LocalBoxFuture;
 
 use crate::{Gatekeeper, Kit};
 
+mod abilities;
 mod endings;
 mod frames;
-
 mod limits;
 mod login;
 mod messages;
@@ -149,7 +149,7 @@ scenarios! {
         a_member_that_does_not_read_is_cut_and_the_others_lose_nothing
         a_drain_says_bye_to_everyone_after_what_was_accepted
         strangers_do_not_hold_up_a_drain
-        who_is_taken_out_of_the_password_file_is_logged_out
+        who_is_changed_in_the_password_file_or_taken_out_of_it_is_logged_out
     }
     plugins {
         a_verdict_is_told_as_what_it_is
@@ -159,26 +159,111 @@ scenarios! {
 }
 
 scenarios! {
-    /// Makes a test of each scenario for authenticators, for a [`Gatekeeper`]. In a module of its own, since it makes
-    /// modules.
-    authenticator(gatekeeper: dyn Gatekeeper), run_authenticator, AUTHENTICATORS, $
+    #[doc(hidden)]
+    __verdicts(gatekeeper: dyn Gatekeeper), run_authenticator, VERDICTS, $
     verdicts {
         the_right_credentials_let_their_user_in
         wrong_credentials_are_refused_and_the_next_ones_judged_anew
         what_it_does_not_judge_is_left_to_the_next
         log_ins_at_the_same_time_are_not_mixed_up
         who_hangs_up_before_the_verdict_leaves_nothing_behind
-        an_outage_is_told_as_one_and_counts_against_nobody
-        who_is_taken_out_is_logged_out_and_nobody_else
         no_secret_is_logged_measured_or_answered
     }
+}
+
+/// For each ability makes the list of its scenarios and, from the same names, a macro that makes a test of each. These are
+/// ignored where the ability is in the list of what is not there. `$d` is a dollar sign, for the inner macros.
+macro_rules! abilities {
+    ($d:tt $($macro:ident, $list:ident: $module:ident { $($name:ident)+ })+) => {
+        $(
+            const $list: &[Scenario<dyn Gatekeeper>] = &[$((
+                concat!(stringify!($module), "::", stringify!($name)),
+                |subject| Box::pin(abilities::$module::$name(subject)),
+            ),)+];
+
+            #[doc(hidden)]
+            #[macro_export]
+            macro_rules! $macro {
+                ([$module = $d why:literal, $d($d rest:tt)*] $d subject:expr) => {
+                    $crate::$macro!(@make [ignore = $d why] $d subject);
+                };
+                ([$d other:ident = $d why:literal, $d($d rest:tt)*] $d subject:expr) => {
+                    $crate::$macro!([$d($d rest)*] $d subject);
+                };
+                ([] $d subject:expr) => {
+                    $crate::$macro!(@make [] $d subject);
+                };
+                (@make [$d($d meta:meta)?] $d subject:expr) => {
+                    mod $module {
+                        #[allow(unused_imports, reason = "what the expression below names")]
+                        use super::*;
+
+                        $(#[test]
+                        $d(#[$d meta])?
+                        fn $name() {
+                            let name = concat!(stringify!($module), "::", stringify!($name));
+                            $crate::run_authenticator(name, $d subject);
+                        })+
+                    }
+                };
+            }
+        )+
+
+        /// The scenarios for authenticators.
+        const AUTHENTICATORS: &[&[Scenario<dyn Gatekeeper>]] = &[VERDICTS, $($list,)+];
+    };
+}
+
+abilities! { $
+    __outages, OUTAGES: outages {
+        an_outage_is_told_as_one_and_counts_against_nobody
+        no_secret_is_told_of_in_an_outage
+    }
+    __silence, SILENCE: silence {
+        a_silent_back_end_costs_those_who_ask_it_their_time_and_nobody_else
+    }
+    __removal, REMOVAL: removal {
+        who_is_taken_out_is_logged_out_and_nobody_else
+    }
+    __expiry, EXPIRY: expiry {
+        who_may_stay_for_a_while_is_logged_out_at_its_end_and_nobody_else
+    }
+    __rooms, ROOMS: rooms {
+        who_may_enter_some_rooms_enters_no_others
+    }
+    __roles, ROLES: roles {
+        a_role_opens_the_rooms_that_ask_for_it
+    }
+    __passwords, PASSWORDS: passwords {
+        a_wrong_password_takes_as_long_as_an_unknown_user
+        a_user_of_somebody_else_takes_as_long_as_an_unknown_one
+    }
+}
+
+/// Makes a test of each scenario for authenticators, for a [`Gatekeeper`]. In a module of its own, since it makes modules.
+/// After `without` stand the [`abilities`](crate::abilities) that the gatekeeper can't have, each with the reason: their
+/// tests are ignored and show it.
+#[macro_export]
+macro_rules! authenticator {
+    ($subject:expr $(, without $ability:ident = $why:literal)* $(,)?) => {
+        $(#[allow(unused_imports, reason = "there is such an ability")]
+        use $crate::abilities::$ability as _;)*
+        $crate::__verdicts!($subject);
+        $crate::__outages!([$($ability = $why,)*] $subject);
+        $crate::__silence!([$($ability = $why,)*] $subject);
+        $crate::__removal!([$($ability = $why,)*] $subject);
+        $crate::__expiry!([$($ability = $why,)*] $subject);
+        $crate::__rooms!([$($ability = $why,)*] $subject);
+        $crate::__roles!([$($ability = $why,)*] $subject);
+        $crate::__passwords!([$($ability = $why,)*] $subject);
+    };
 }
 
 /// Plays the scenario of that name.
 #[doc(hidden)]
 #[expect(clippy::needless_pass_by_value, reason = "it is made for one scenario")]
 pub fn run_transport(name: &str, kit: Kit) {
-    run(TRANSPORTS, name, &kit);
+    run(&[TRANSPORTS], name, &kit);
 }
 
 /// Plays the scenario of that name.
@@ -188,8 +273,8 @@ pub fn run_authenticator(name: &str, gatekeeper: impl Gatekeeper) {
     run(AUTHENTICATORS, name, &gatekeeper as &dyn Gatekeeper);
 }
 
-fn run<T: ?Sized>(scenarios: &[Scenario<T>], name: &str, subject: &T) {
-    let mut scenarios = scenarios.iter();
+fn run<T: ?Sized>(scenarios: &[&[Scenario<T>]], name: &str, subject: &T) {
+    let mut scenarios = scenarios.iter().copied().flatten();
     let found = scenarios.find(|(scenario, _)| *scenario == name);
     let (_, scenario) = found.expect("the macro has the same names");
     let runtime = tokio::runtime::Builder::new_multi_thread();

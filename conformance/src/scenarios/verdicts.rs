@@ -7,6 +7,7 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::Value;
+use tempfile::TempDir;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::{Client, Gatekeeper, Http, Login, Over, Request, Server, Setup, code};
@@ -24,8 +25,8 @@ duplicate_login = { allow = 100 }
 login_attempts = 100
 "#;
 
-/// A server that asks `gatekeeper` alone, or before it lets in guests.
-async fn start(gatekeeper: &dyn Gatekeeper, guests: bool) -> Server {
+/// A server to be that asks `gatekeeper` alone, or before it lets in guests, and its folder.
+pub(super) fn arrange(gatekeeper: &dyn Gatekeeper, guests: bool) -> (Setup, TempDir) {
     let setup = Setup::default().and(GENEROUS);
     let folder = setup.folder();
     let keys = gatekeeper.keys(folder.path());
@@ -34,12 +35,17 @@ async fn start(gatekeeper: &dyn Gatekeeper, guests: bool) -> Server {
     } else {
         setup.for_users_of(&keys)
     };
-    let setup = setup.plugins(|plugins| gatekeeper.plugins(plugins));
+    (setup.plugins(|plugins| gatekeeper.plugins(plugins)), folder)
+}
+
+/// The server.
+pub(super) async fn start(gatekeeper: &dyn Gatekeeper, guests: bool) -> Server {
+    let (setup, folder) = arrange(gatekeeper, guests);
     setup.start_in(folder).await
 }
 
 /// Sends `login` over a connection of its own; the client with the answer.
-async fn try_login(server: &Server, over: Over, login: &Value) -> (Client, Value) {
+pub(super) async fn try_login(server: &Server, over: Over, login: &Value) -> (Client, Value) {
     let mut client = server.connect(over.table(), "somebody").await;
     let answer = client.try_log_in(with_type(login)).await;
     (client, answer)
@@ -52,7 +58,7 @@ fn with_type(login: &Value) -> Value {
 }
 
 /// `login` gets its user in.
-async fn gets_in(server: &Server, over: Over, login: &Login) -> Client {
+pub(super) async fn gets_in(server: &Server, over: Over, login: &Login) -> Client {
     let (client, answer) = try_login(server, over, &login.fields).await;
     assert_eq!(answer["type"], "session", "{over:?}: {answer}");
     assert_eq!(answer["user"], login.user, "{over:?}: {answer}");
@@ -136,61 +142,27 @@ pub(crate) async fn who_hangs_up_before_the_verdict_leaves_nothing_behind(
     assert_eq!(server.shut_down().await, 0, "a task outlived the drain");
 }
 
-pub(crate) async fn an_outage_is_told_as_one_and_counts_against_nobody(
-    gatekeeper: &dyn Gatekeeper,
-) {
-    let server = start(gatekeeper, true).await;
-    if !gatekeeper.break_down(server.folder()).await {
-        eprintln!("It depends on nobody, so it has no outage.");
-        return;
-    }
-    for over in Over::ALL {
-        for login in gatekeeper.good() {
-            let (_, answer) = try_login(&server, over, &login.fields).await;
-            assert_eq!(code(&answer), "unavailable", "{over:?}: {answer}");
-            assert!(answer["retry_ms"].is_u64(), "{answer}");
-        }
-    }
-    gatekeeper.mend(server.folder()).await;
-    for login in gatekeeper.good() {
-        let back = async || {
-            let (client, answer) = try_login(&server, Over::Tcp, &login.fields).await;
-            (answer["user"] == login.user).then_some(client)
-        };
-        crate::eventually("the authenticator to be back", back).await;
-    }
-}
-
-pub(crate) async fn who_is_taken_out_is_logged_out_and_nobody_else(gatekeeper: &dyn Gatekeeper) {
-    let server = start(gatekeeper, false).await;
-    let good = gatekeeper.good();
-    let mut out = gets_in(&server, Over::Tcp, &good[0]).await;
-    let mut stays = gets_in(&server, Over::WebSocket, &good[1]).await;
-    if !gatekeeper.take_out(server.folder(), &good[0]).await {
-        eprintln!("Its users are for ever.");
-        return;
-    }
-    out.expect_bye("auth_expired").await;
-    let (_, answer) = try_login(&server, Over::Tcp, &good[0].fields).await;
-    assert_eq!(code(&answer), "auth_failed", "{answer}");
-    stays.ping().await;
-}
-
 pub(crate) async fn no_secret_is_logged_measured_or_answered(gatekeeper: &dyn Gatekeeper) {
+    keeps_secrets(gatekeeper, false).await;
+}
+
+/// Whatever comes of log-ins, also while what the authenticator depends on is away.
+pub(super) async fn keeps_secrets(gatekeeper: &dyn Gatekeeper, is_away: bool) {
     let log = Log::all();
     let server = start(gatekeeper, false).await;
     let logins = gatekeeper.good().into_iter().map(|login| login.fields);
     let logins: Vec<Value> = logins.chain(gatekeeper.bad()).collect();
     let mut said = String::new();
+    if is_away {
+        gatekeeper.break_down(server.folder()).await;
+    }
     for over in Over::ALL {
         for login in &logins {
             let (_, answer) = try_login(&server, over, login).await;
             said += &answer.to_string();
         }
     }
-    if gatekeeper.break_down(server.folder()).await {
-        let (_, answer) = try_login(&server, Over::Tcp, &logins[0]).await;
-        said += &answer.to_string();
+    if is_away {
         gatekeeper.mend(server.folder()).await;
     }
     let scrape = Request::new("GET", "/metrics");

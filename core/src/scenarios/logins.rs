@@ -652,3 +652,37 @@ async fn a_shadow_sees_the_log_in_while_it_is_judged() {
     assert_eq!(door.code(user("alice")).await, None);
     assert!(saw.load(Ordering::SeqCst));
 }
+
+/// Guests choose a name that `~` is put before; who has a password is whoever it says.
+struct GuestsAndUsers;
+
+#[async_trait]
+impl Authenticator for GuestsAndUsers {
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+        let credentials = &request.credentials;
+        let user = credentials.user.as_deref().unwrap_or_default();
+        Verdict::Allow(match credentials.password {
+            None => Principal::chosen("~", user),
+            Some(_) => Principal::vouched(user),
+        })
+    }
+
+    fn guest_prefix(&self) -> Option<&str> {
+        Some("~")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whose_name_begins_as_guests_do_is_refused_and_counted() {
+    let counted = Counted::default();
+    let stage = Stage::recorded(&counted, |_| ());
+    // Whoever asks: the names of all transports are one realm.
+    let _other = Stage::scope_of(&stage.hub, GuestsAndUsers);
+    let mut client = stage.connect();
+    let login = |user: &str| json!({"type": "login", "user": user, "password": "right"});
+    let refused = client.ask(login("~bob")).await;
+    assert_eq!(refused["code"], "name_invalid", "{refused}");
+    let denials = counted.of("chinwag_auth_denials_total");
+    assert_eq!(denials, BTreeMap::from([("all bad_name".to_owned(), 1)]));
+    assert_eq!(client.ask(login("bob~")).await["user"], "bob~");
+}

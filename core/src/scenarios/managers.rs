@@ -8,11 +8,13 @@ use tokio::sync::{Notify, oneshot};
 
 use super::*;
 use crate::{
-    PullSession,
+    PullSession, RoomPattern,
     plugin::{
-        AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, Refused, Rejection,
-        SessionControl, SessionManager, Stay, Validator,
+        AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, PrincipalLimits,
+        Refused, Rejection, SessionControl, SessionManager, Stay, TlsFacts, Validator,
     },
+    scope::TlsLink,
+    telemetry::TlsFailure,
 };
 
 /// What a manager of the tests was told, in order, and how it answers.
@@ -22,6 +24,10 @@ struct Backend {
     control: OnceLock<SessionControl>,
     /// The last stay.
     stay: Mutex<Option<Stay>>,
+    /// The facts of the last session.
+    facts: Mutex<Option<AuthFacts>>,
+    /// The stays that were left, and whether their sessions had ended.
+    left: Mutex<Vec<(u64, bool)>>,
     /// "slow" waits for it.
     go: Notify,
     ignores_stays: bool,
@@ -68,6 +74,7 @@ impl SessionManager for Arc<Backend> {
             ""
         };
         self.note(format!("create {}{existing}", facts.user));
+        *self.facts.lock() = Some(facts.clone());
         match &*facts.user {
             "suspended" => return Err(Refused::Reason("Your account is suspended.".into())),
             "unlucky" => {
@@ -120,6 +127,7 @@ impl SessionManager for Arc<Backend> {
         }
         std::thread::yield_now();
         self.note(format!("left {} ({})", seat.0, cause.code()));
+        self.left.lock().push((stay.number, cause.is_of_session()));
         assert!(&*stay.room != "boom", "boom");
     }
 
@@ -149,9 +157,13 @@ fn managed(backend: &Arc<Backend>, adjust: impl FnOnce(&mut HubConfig)) -> Stage
 }
 
 fn manage(stage: Stage, backend: &Arc<Backend>) -> Stage {
+    manage_users_of(Everybody, stage, backend)
+}
+
+fn manage_users_of(who: impl Authenticator, stage: Stage, backend: &Arc<Backend>) -> Stage {
     let link = ChainLink {
         name: "all".into(),
-        authenticator: Arc::new(Everybody),
+        authenticator: Arc::new(who),
         timeout: Duration::from_secs(5),
         revocations: Revocations::default(),
         shadow: None,
@@ -471,11 +483,24 @@ async fn a_stay_and_its_session_that_end_at_once_are_told_in_order() {
     }
 }
 
-/// Counts calls of managers that failed.
+/// Counts calls of managers that failed, and the bytes that are held for stays.
 #[derive(Debug, Default)]
-struct Failures(Arc<AtomicU64>);
+struct Series {
+    failures: Arc<AtomicU64>,
+    stay_bytes: Arc<AtomicU64>,
+}
 
-impl Recorder for Failures {
+impl Series {
+    fn failures(&self) -> u64 {
+        self.failures.load(Ordering::SeqCst)
+    }
+
+    fn stay_bytes(&self) -> f64 {
+        f64::from_bits(self.stay_bytes.load(Ordering::SeqCst))
+    }
+}
+
+impl Recorder for Series {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -483,14 +508,18 @@ impl Recorder for Failures {
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let is_failed = key.labels().any(|label| label.value() == "failed");
         if is_failed && key.name() == "chinwag_session_manager_calls_total" {
-            Counter::from_arc(Arc::clone(&self.0))
+            Counter::from_arc(Arc::clone(&self.failures))
         } else {
             Counter::noop()
         }
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        if key.name() == "chinwag_stay_bytes" {
+            Gauge::from_arc(Arc::clone(&self.stay_bytes))
+        } else {
+            Gauge::noop()
+        }
     }
 
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
@@ -500,9 +529,9 @@ impl Recorder for Failures {
 
 #[tokio::test(start_paused = true)]
 async fn a_manager_that_panics_lets_nobody_in_and_is_counted() {
-    let failures = Failures::default();
+    let series = Series::default();
     let backend = Arc::new(Backend::default());
-    let stage = manage(Stage::recorded(&failures, |_| ()), &backend);
+    let stage = manage(Stage::recorded(&series, |_| ()), &backend);
     let mut client = stage.connect();
     let unavailable = (json!("unavailable"), json!(5000));
     let refused = client.ask(json!({"type": "login", "user": "clumsy"})).await;
@@ -510,7 +539,7 @@ async fn a_manager_that_panics_lets_nobody_in_and_is_counted() {
         (refused["code"].clone(), refused["retry_ms"].clone()),
         unavailable
     );
-    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+    assert_eq!(series.failures(), 1);
     let session = client.ask(json!({"type": "login", "user": "ann"})).await;
     assert_eq!(session["type"], "session", "the connection lives on");
     let refused = client.ask(join("clumsy")).await;
@@ -518,7 +547,7 @@ async fn a_manager_that_panics_lets_nobody_in_and_is_counted() {
         (refused["code"].clone(), refused["retry_ms"].clone()),
         unavailable
     );
-    assert_eq!(failures.0.load(Ordering::SeqCst), 2);
+    assert_eq!(series.failures(), 2);
     assert_eq!(client.ask(join("a")).await["type"], "init");
     client.ask(json!({"type": "logout"})).await;
     assert_eq!(
@@ -767,4 +796,265 @@ async fn a_member_that_is_silent_in_a_room_leaves_it_alone() {
     assert_eq!(leave["reason"], "expired");
     assert_eq!(ann.ask(send("b")).await["type"], "sent", "the other stay");
     assert_eq!(bob.ask(json!({"type": "ping"})).await["type"], "pong");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_hears_of_a_stay_that_silence_ends_and_of_no_end_of_the_session() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |config| {
+        config.room.member_timeout = Span::secs(10)
+    });
+    let mut ann = stage.login("ann").await;
+    ann.ask(join("a")).await;
+    backend.told();
+    for _ in 0..8 {
+        sleep(Duration::from_secs(2)).await;
+        ann.ask(json!({"type": "ping"})).await;
+    }
+    assert_eq!(backend.told(), ["left seat in a (expired)"]);
+    ann.ask(join("a")).await;
+    let stay = backend.stay.lock().take().expect("ann is there again");
+    assert_eq!(stay.number, 2);
+    ann.ask(json!({"type": "logout"})).await;
+    assert_eq!(
+        backend.told(),
+        [
+            "joined ann a",
+            "left seat in a (logout)",
+            "ended team of ann (logout)"
+        ]
+    );
+    assert_eq!(*backend.left.lock(), [(1, false), (2, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kicked_stay_is_told_from_a_kicked_session() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let mut ann = stage.login("ann").await;
+    for room in ["a", "b"] {
+        ann.ask(join(room)).await;
+    }
+    backend.control().kick("a").expect("ann is there");
+    backend.control().end();
+    assert_eq!(
+        backend.told()[3..],
+        [
+            "left seat in a (kicked)",
+            "left seat in b (kicked)",
+            "ended team of ann (kicked)"
+        ]
+    );
+    assert_eq!(*backend.left.lock(), [(1, false), (2, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_for_a_stay_is_counted_and_given_back() {
+    let series = Series::default();
+    let backend = Arc::new(Backend::default());
+    let stage = manage(Stage::recorded(&series, |_| ()), &backend);
+    let mut ann = stage.login("ann").await;
+    let control = backend.control();
+    let of_session = control.bytes();
+    assert!(of_session > size_of::<Team>(), "its context: {of_session}");
+    assert_eq!(series.stay_bytes(), 0.0, "there is no stay yet");
+
+    ann.ask(join("a")).await;
+    let stay = backend.stay.lock().take().expect("ann is in a room");
+    let bare = stay.bytes();
+    assert!(bare > size_of::<Seat>(), "{bare}");
+    // The stay's own context was attached after the hook had its copy.
+    let told = |bytes: usize| {
+        assert_eq!(stay.bytes(), bytes);
+        assert_eq!(control.bytes(), of_session + bytes);
+        assert_eq!(series.stay_bytes(), bytes as f64);
+    };
+    told(bare);
+    let held = stay.hold(1000);
+    told(bare + 1000);
+    drop(held);
+    told(bare);
+    let large = [0_u8; 500];
+    stay.spawn(async move {
+        std::future::pending::<()>().await;
+        assert_eq!(large.len(), 500);
+    })
+    .expect("there is room");
+    assert!(stay.bytes() >= bare + 500, "{}", stay.bytes());
+    let late = stay.hold(70);
+    ann.ask(json!({"type": "leave", "room": "a"})).await;
+    settle().await;
+    told(70);
+    drop(late);
+    told(0);
+    assert_eq!(control.bytes(), of_session);
+
+    // Without a manager's interest a stay takes what it takes by itself.
+    ann.ask(join("a")).await;
+    backend.stay.lock().take();
+    assert!(series.stay_bytes() > 0.0);
+    ann.ask(json!({"type": "logout"})).await;
+    settle().await;
+    assert_eq!(series.stay_bytes(), 0.0);
+    assert_eq!(control.bytes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stays_that_no_manager_sees_are_counted_too() {
+    for member_timeout in [0, 10] {
+        let series = Series::default();
+        let stage = Stage::recorded(&series, |config| {
+            config.room.member_timeout = Span::secs(member_timeout);
+        });
+        let mut ann = stage.member("ann").await;
+        let one = series.stay_bytes();
+        assert!(one > 0.0);
+        let _bob = stage.member("bob").await;
+        assert_eq!(series.stay_bytes(), 2.0 * one);
+        ann.ask(json!({"type": "leave"})).await;
+        settle().await;
+        assert_eq!(series.stay_bytes(), one);
+        stage.hub.drain(Duration::from_secs(1)).await;
+        drop(stage);
+        settle().await;
+        drop(ann);
+        assert_eq!(series.stay_bytes(), 0.0, "member_timeout {member_timeout}");
+    }
+}
+
+/// Brings its server down where the text says so.
+struct Touchy;
+
+impl Validator for Touchy {
+    fn check(&self, draft: &mut Draft<'_>) -> Result<(), Rejection> {
+        assert!(
+            draft.text.as_deref() != Some("boom"),
+            "a validator of the tests panics"
+        );
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_session_s_own_task_ends_it_once_and_its_room_goes_on() {
+    for is_polling in [false, true] {
+        let backend = Arc::new(Backend::default());
+        let stage = managed(&backend, |config| {
+            config.validators.insert("touchy".into(), Arc::new(Touchy));
+            config.room.validators = vec!["touchy".into()];
+        });
+        let mut bob = stage.login("bob").await;
+        bob.ask(join("a")).await;
+        backend.told();
+        let boom = json!({"type": "send", "room": "a", "text": "boom"});
+        let mut push = stage.connect();
+        if is_polling {
+            let ann = open(&stage, "ann").await;
+            ann.command(join("a").to_string().as_bytes()).await;
+            let refusal = ann.command(boom.to_string().as_bytes()).await.refusal;
+            let code = refusal.map(|refusal| refusal.code.code());
+            assert_eq!(code, Some("session_expired"));
+        } else {
+            push.ask(json!({"type": "login", "user": "ann", "password": "right"}))
+                .await;
+            push.ask(join("a")).await;
+            push.say(&boom);
+        }
+        settle().await;
+        assert_eq!(
+            backend.told(),
+            [
+                "create ann",
+                "joined ann a",
+                "left seat in a (disconnected)",
+                "ended team of ann (disconnected)"
+            ],
+            "polling: {is_polling}"
+        );
+        assert!(
+            bob.heard()
+                .iter()
+                .any(|event| event["type"] == "leave" && event["user"] == "ann"),
+            "polling: {is_polling}"
+        );
+        assert_eq!(bob.ask(send("a")).await["type"], "sent");
+        let mut again = stage.login("ann").await;
+        assert_eq!(again.ask(join("a")).await["type"], "init");
+        drop(stage);
+        settle().await;
+    }
+}
+
+/// A connection with TLS of its own.
+#[derive(Debug)]
+struct Encrypted(Arc<TlsFacts>);
+
+impl TlsLink for Encrypted {
+    fn facts(&self) -> &Arc<TlsFacts> {
+        &self.0
+    }
+
+    fn check(&self) -> Result<(), TlsFailure> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_learns_all_that_the_authenticator_said_and_saw() {
+    const END: u64 = 1_795_305_660_000;
+    struct Dressed;
+
+    #[async_trait]
+    impl Authenticator for Dressed {
+        async fn authenticate(&self, _: &AuthRequest) -> Verdict {
+            let mut principal = Principal::vouched("ann").with_roles(vec!["staff".into()]);
+            principal.rooms = Some(vec!["team:*".parse().expect("a sound pattern")]);
+            principal.expires_at = Some(END);
+            principal.limits.rooms_per_session = Some(3);
+            Verdict::Allow(principal)
+        }
+    }
+
+    let backend = Arc::new(Backend::default());
+    let stage = manage_users_of(Dressed, Stage::new(|_| ()), &backend);
+    let address = ([192, 0, 2, 7], 1).into();
+    let tls = Arc::new(TlsFacts::new(
+        "TLS1.3",
+        "TLS_AES_256_GCM_SHA384",
+        address,
+        address,
+    ));
+    let mut peer = Stage::peer();
+    peer.tls = Some(Arc::new(Encrypted(Arc::clone(&tls))));
+    let opened = stage
+        .hub
+        .open(&stage.scope, peer, br#"{"token":"x"}"#, None)
+        .await;
+    assert!(opened.is_ok());
+    let facts = backend.facts.lock().take().expect("it was asked");
+    assert_eq!(
+        (&*facts.user, &facts.roles[..]),
+        ("ann", &["staff".to_owned()][..])
+    );
+    let rooms: Vec<&str> = facts
+        .rooms
+        .iter()
+        .flatten()
+        .map(RoomPattern::as_str)
+        .collect();
+    assert_eq!((rooms, facts.expires_at), (vec!["team:*"], Some(END)));
+    let limits = PrincipalLimits {
+        rooms_per_session: Some(3),
+        ..PrincipalLimits::default()
+    };
+    assert_eq!(facts.limits, limits);
+    assert!(facts.tls.is_some_and(|told| Arc::ptr_eq(&told, &tls)));
+
+    let facts = {
+        let stage = managed(&backend, |_| ());
+        stage.login("bob").await;
+        backend.facts.lock().take().expect("it was asked")
+    };
+    assert!(facts.tls.is_none() && facts.rooms.is_none() && facts.expires_at.is_none());
+    assert_eq!(facts.limits, PrincipalLimits::default());
 }

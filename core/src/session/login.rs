@@ -252,6 +252,12 @@ impl Session {
         let principal = &admitted.principal;
         let name = hub.config.names.canonical(&principal.name)?;
         let is_anonymous = matches!(principal.name, PrincipalName::Chosen { .. });
+        if let Err(refusal) = hub.guest_prefixes.check(&principal.name, &name) {
+            let authenticator = &admitted.link.name;
+            hub.telemetry.denied(authenticator, Denial::BadName);
+            tracing::debug!(transport = %self.scope.name, %authenticator, "A user's name begins as guests' names do.");
+            return Err(refusal);
+        }
         if !is_anonymous && let Some(wait) = hub.banned(&BanKey::Name(Arc::clone(&name.key))) {
             return Err(throttled(Held::Wait(wait)));
         }
@@ -279,9 +285,13 @@ impl Session {
                     key: no_randomness(SessionId::random())?.encode().into(),
                     user: Arc::clone(&name.shown),
                     roles: principal.roles.clone(),
+                    rooms: principal.rooms.clone(),
+                    expires_at: principal.expires_at,
+                    limits: principal.limits,
                     authenticator: Arc::clone(&admitted.link.name),
                     transport: Arc::clone(&self.scope.name),
                     address: self.peer.address,
+                    tls: self.peer.tls.as_ref().map(|tls| Arc::clone(tls.facts())),
                     existing: existing.and_then(|session| session.hook_key()),
                 };
                 let managed = Managed::new(link, self, facts);

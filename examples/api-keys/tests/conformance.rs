@@ -40,14 +40,21 @@ impl Gatekeeper for Example {
         ]
     }
 
-    async fn take_out(&self, folder: &Path, login: &Login) -> bool {
+    async fn take_out(&self, folder: &Path, login: &Login) {
         let file = folder.join("keys.txt");
         let keys = fs::read_to_string(&file).unwrap();
         let stays = |line: &&str| !line.starts_with(&format!("{}:", login.user));
         let rest: Vec<&str> = keys.lines().filter(stays).collect();
         fs::write(file, rest.join("\n")).unwrap();
-        true
     }
 }
 
-chinwag_conformance::authenticator!(Example);
+chinwag_conformance::authenticator!(
+    Example,
+    without outages = "It depends on nobody.",
+    without silence = "It depends on nobody.",
+    without expiry = "Its keys have no end.",
+    without rooms = "Its file has no rooms.",
+    without roles = "Its file has no roles.",
+    without passwords = "It judges keys, which say whose they are.",
+);

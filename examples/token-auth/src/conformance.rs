@@ -35,4 +35,13 @@ impl Gatekeeper for Example {
     }
 }
 
-chinwag_conformance::authenticator!(Example);
+chinwag_conformance::authenticator!(
+    Example,
+    without outages = "It depends on nobody.",
+    without silence = "It depends on nobody.",
+    without removal = "Its tokens stand in the configuration.",
+    without expiry = "Its tokens have no end.",
+    without rooms = "It knows no rooms.",
+    without roles = "It knows no roles.",
+    without passwords = "It judges tokens, which say whose they are.",
+);
