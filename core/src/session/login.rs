@@ -221,10 +221,11 @@ impl Session {
         let hub = &self.scope.hub;
         let address = address_key(self.peer.address);
         let has_password = credentials.password.is_some();
-        // A name that nobody can have is no guess at anybody's password.
+        let presents = has_password || credentials.token.is_some();
+        // Where nothing is presented for a name, or nobody can have it, that is no guess at anybody's password.
         let user = credentials.user.as_deref();
-        let claimed = user.filter(|_| claims_nobody(credentials).is_none());
-        let ban = if has_password || credentials.token.is_some() {
+        let claimed = user.filter(|_| presents && claims_nobody(credentials).is_none());
+        let ban = if presents {
             claimed.and_then(|name| hub.banned(&BanKey::Name(hub.config.names.key(name))))
         } else {
             hub.banned(&BanKey::Address(address))
