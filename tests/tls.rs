@@ -688,9 +688,12 @@ async fn a_member_that_stops_reading_is_ended_when_its_time_is_over() {
         let link = client.link(server.of(over), over).await.unwrap();
         let sloth = chinwag_conformance::Sloth::join(link, "sloth", "lobby").await;
         let transport = format!("transport=\"{}\"", over.table());
+        let reason = format!("{transport},reason=\"slow_consumer\"");
         let mut said = 0;
-        // Once its kernels are full, and a record waits for them, something is queued behind it.
-        while server.metric("chinwag_queued_bytes", &transport).await == 0.0 {
+        // Once its kernels are full, and a record waits for them, something is queued behind it: until it is ended.
+        while server.metric("chinwag_queued_bytes", &transport).await == 0.0
+            && server.metric("chinwag_sessions_ended_total", &reason).await == 0.0
+        {
             assert!(said < 1000, "nothing was held up of 40 MB");
             for _ in 0..10 {
                 speaker.say("lobby", &text).await;
@@ -700,7 +703,6 @@ async fn a_member_that_stops_reading_is_ended_when_its_time_is_over() {
         let is_its_leave = |event: &Value| event["type"] == "leave" && event["user"] == "sloth";
         let events = speaker.events_until("its leave", is_its_leave).await;
         assert_eq!(events.last().unwrap()["reason"], "evicted");
-        let reason = format!("{transport},reason=\"slow_consumer\"");
         server
             .metric_becomes("chinwag_sessions_ended_total", &reason, 1.0)
             .await;
