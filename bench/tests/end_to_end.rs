@@ -794,11 +794,11 @@ fn idle_connections_are_looked_at_for_whole_periods_between_signs_of_life() {
     server.join().unwrap();
     let idle = report.idle.unwrap();
     assert_eq!((idle.seconds, idle.period_seconds), (0.9, Some(0.3)));
-    // Three pings of 2 bytes and pongs of 6, or a few more or less where the machine is busy.
+    // Three pings of 2 bytes and pongs of 6, or one more or less at the ends of the window.
     let pings = idle.bytes_in_per_minute * 0.9 / 60.0 / 2.0;
-    assert!((0.9..6.1).contains(&pings), "{idle:?}");
+    assert!((1.9..4.1).contains(&pings), "{idle:?}");
     let pongs = idle.bytes_out_per_minute * 0.9 / 60.0 / 6.0;
-    assert!((0.9..6.1).contains(&pongs), "{idle:?}");
+    assert!((1.9..4.1).contains(&pongs), "{idle:?}");
     let text = report.to_string();
     assert!(text.contains("every 0.3 s"), "{text}");
 }
