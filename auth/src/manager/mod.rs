@@ -91,6 +91,8 @@ struct Remote<L> {
 struct Held {
     facts: Arc<AuthFacts>,
     data: Option<Arc<SessionData>>,
+    /// What the other side was told and must not come back in its answers.
+    secrets: Secrets,
     /// `None`: it is over.
     admission: Mutex<Option<Admission>>,
 }
@@ -183,15 +185,14 @@ impl<L: Line> Remote<L> {
             stay,
             data: held.data.as_deref(),
         };
-        let secrets = Secrets::default();
         let read = |answer: &[u8]| {
-            let mut answer = contract::read(answer, Asked::Joined, &secrets)?;
+            let mut answer = contract::read(answer, Asked::Joined, &held.secrets)?;
             if let (Answer::Allow(allowed), Some(all)) = (&mut answer, &held.data) {
                 allowed.lay_over(&all.0)?;
             }
             Ok(answer)
         };
-        let answer = self.ask(&message, &secrets, read, &unsettled.doubt);
+        let answer = self.ask(&message, &held.secrets, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
         unsettled.settle();
         // Without one of its own, look-ups go on in that of the session.
@@ -299,9 +300,15 @@ impl<L: Line> SessionManager for Remote<L> {
     ) -> Result<Context, Refused> {
         let admission = self.line.admit(facts, control);
         let told = admission.told.clone();
+        let told = told.as_ref().map(|(url, token)| (url.as_str(), token));
+        #[cfg(feature = "http")]
+        let secrets = told.map_or_else(Secrets::default, |(_, token)| Secrets::of_token(token));
+        #[cfg(not(feature = "http"))]
+        let secrets = Secrets::default();
         let mut held = Arc::new(Held {
             facts: Arc::new(facts.clone()),
             data: None,
+            secrets,
             admission: Mutex::new(Some(admission)),
         });
         self.outbox.open();
@@ -312,17 +319,12 @@ impl<L: Line> SessionManager for Remote<L> {
             doubt: Doubt::default(),
             is_settled: false,
         };
-        let told = told.as_ref().map(|(url, token)| (url.as_str(), token));
-        #[cfg(feature = "http")]
-        let secrets = told.map_or_else(Secrets::default, |(_, token)| Secrets::of_token(token));
-        #[cfg(not(feature = "http"))]
-        let secrets = Secrets::default();
         let message = Message::Create {
             facts,
             control: told,
         };
-        let read = |answer: &[u8]| contract::read(answer, Asked::Create, &secrets);
-        let answer = self.ask(&message, &secrets, read, &unsettled.doubt);
+        let read = |answer: &[u8]| contract::read(answer, Asked::Create, &held.secrets);
+        let answer = self.ask(&message, &held.secrets, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
         for order in allowed.orders {
             match control.obey(order) {

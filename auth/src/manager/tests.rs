@@ -577,6 +577,7 @@ mod over_http {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_opens_its_session_while_that_lives_and_is_never_logged() {
+        static TOKEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
         let ears = Ears::open();
         let (started, backend) = with(Answer::Echo).await;
         create(&started.manager, "k1").await.unwrap_err();
@@ -594,6 +595,12 @@ mod over_http {
         let (_, secret) = tokens[2].split_once('.').unwrap();
         let wrong = format!("k3.{}", &secret.chars().rev().collect::<String>());
         assert!(started.desk.session(&tokens[2]).is_ok());
+        TOKEN.set(tokens[2].clone()).unwrap();
+        backend.set(Answer::By(|_| {
+            Answer::json(&json!({"verdict": TOKEN.get().unwrap()}))
+        }));
+        let held = held(&context);
+        join(&started.manager, &held, 1, "lobby").await.unwrap_err();
         for (token, why) in [
             (wrong.as_str(), chinwag_core::plugin::NoPass::Wrong),
             ("k3.", chinwag_core::plugin::NoPass::Wrong),
