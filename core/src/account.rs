@@ -74,7 +74,7 @@ impl Account {
     }
 }
 
-/// Bytes that are held for a stay, counted until this is dropped.
+/// Bytes that are held for a stay or a session, counted until this is dropped.
 #[must_use = "what is dropped is not counted"]
 pub struct Holding {
     account: Arc<Account>,

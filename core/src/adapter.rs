@@ -37,6 +37,9 @@ use crate::{
 const PIECE_COST: usize = 64;
 /// Replies of one read turn are gathered up to here, then written.
 const CORK_BYTES: usize = 16 << 10;
+/// An answer to a poll is laid out under its lock while no more is kept than this; else the lane, and with it whoever
+/// publishes, would wait for the copy.
+const BRIEF_BYTES: usize = 16 << 10;
 /// Most pieces handed to one vectored write.
 const MAX_SLICES: usize = 64;
 
@@ -466,8 +469,8 @@ impl PushOutlet {
         }
     }
 
-    /// What is left in the queue, or held back by the socket, is for the task to get out. The socket has taken something
-    /// just now, or there is less to take: the time without progress begins anew.
+    /// What is left in the queue, or held back by the socket, is for the task to get out. Called when the socket has
+    /// just taken something, or there is less to take: the time without progress begins anew.
     fn note_left(&self, out: &mut Out) {
         let is_left = !out.queue.is_empty() || (self.may_hold_back && self.socket.holds_back());
         // It waits, or waits no more.
@@ -554,6 +557,7 @@ impl PushOutlet {
                 let before = out.cost;
                 out.keep_torn_piece();
                 report(&self.queued, before, out.cost);
+                self.note_left(&mut out);
             }
             self.flush_cork(&mut out);
             let mut words = Vec::new();
@@ -568,7 +572,6 @@ impl PushOutlet {
             }
             if out.state == State::Open {
                 out.state = State::Closing;
-                self.note_left(&mut out);
             }
         }
         out.slots = VecDeque::new();
@@ -738,7 +741,7 @@ pub(crate) struct Page<'a> {
 
 /// Where a waiting poll stands.
 pub(crate) enum Look {
-    /// There is something to give.
+    /// There is something to give, or nothing more will come.
     Ready,
     /// Not yet.
     Waiting,
@@ -847,19 +850,15 @@ impl PullOutlet {
         Ok(begun)
     }
 
-    /// Whether the poll of that number has something to give, or, while it is `held` back, whether the session has
-    /// ended; registers its waker where that is still to come.
+    /// Whether the poll of that number has something to give, which does not matter while it is `held` back, or the
+    /// session has ended; registers its waker where that is still to come.
     pub(crate) fn look(&self, number: u64, held: bool, cx: &mut Context<'_>) -> Look {
         let mut kept = self.inner.lock();
         if kept.poll != number {
             return Look::Superseded;
         }
-        let is_ready = if held {
-            kept.closed
-        } else {
-            !kept.events.is_empty()
-        };
-        if is_ready {
+        // One that has ended without a word, as by a panic, has nothing to give and never will.
+        if kept.closed || (!held && !kept.events.is_empty()) {
             kept.waiter = None;
             return Look::Ready;
         }
@@ -870,8 +869,8 @@ impl PullOutlet {
         Look::Waiting
     }
 
-    /// Gives the oldest events kept, of which `lay_out` makes the answer, briefly: nothing is appended meanwhile. Also
-    /// returns whether the `bye` was given by now.
+    /// Gives the oldest events kept, of which `lay_out` makes the answer. Also returns whether the `bye` was given by
+    /// now.
     pub(crate) fn give<T>(
         &self,
         max: usize,
@@ -879,18 +878,30 @@ impl PullOutlet {
         lay_out: impl FnOnce(Page<'_>) -> T,
     ) -> (T, bool) {
         let mut kept = self.inner.lock();
-        let events = kept.events.iter().take(max);
-        let (first, next) = (kept.first, kept.first + events.len() as u64);
-        let answer = lay_out(Page {
-            events,
-            first,
-            next,
-        });
+        let first = kept.first;
+        let next = first + kept.events.len().min(max) as u64;
         kept.given = kept.given.max(next);
         if next > first {
             kept.last_full = Some(now);
         }
-        (answer, kept.is_told())
+        let is_told = kept.is_told();
+        let events = kept.events.iter().take(max);
+        if kept.cost <= BRIEF_BYTES {
+            let page = Page {
+                events,
+                first,
+                next,
+            };
+            return (lay_out(page), is_told);
+        }
+        let taken: VecDeque<Bytes> = events.cloned().collect();
+        drop(kept);
+        let page = Page {
+            events: taken.iter().take(max),
+            first,
+            next,
+        };
+        (lay_out(page), is_told)
     }
 
     /// Waits for one's turn to run a command; `None` when `most` are under way. Given up, the turn is free again.
@@ -1128,6 +1139,31 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn a_large_answer_is_laid_out_while_others_append_and_is_numbered_all_the_same() {
+        let outlet = pull_outlet();
+        let events = [b'1', b'2'].map(|digit| Frame::from_json(&[digit; BRIEF_BYTES / 2]));
+        outlet.append(&events);
+        let give = |max| {
+            let lay_out = |page: Page<'_>| {
+                assert!(outlet.inner.try_lock().is_some(), "the lane would wait");
+                outlet.append(&events[..1]);
+                let firsts: Vec<u8> = page.events.map(|event| event[0]).collect();
+                (page.first, page.next, firsts)
+            };
+            outlet.give(max, clock::now(), lay_out).0
+        };
+        assert_eq!(give(100), (1, 3, b"12".to_vec()));
+        assert!(
+            outlet.begin(Some(4)).is_err(),
+            "what came meanwhile is not given"
+        );
+        assert!(outlet.begin(Some(2)).is_ok());
+        assert_eq!(give(2), (2, 4, b"21".to_vec()));
+        assert_eq!(give(0), (2, 2, Vec::new()));
+        assert!(outlet.begin(Some(4)).is_ok());
+    }
+
     fn flush(outlet: &PushOutlet) -> Progress {
         outlet.poll_flush(&mut Context::from_waker(Waker::noop()))
     }
@@ -1171,5 +1207,20 @@ mod tests {
             Progress::Blocked(clock::now()),
             "some of it has gone"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn last_words_that_have_to_wait_are_no_progress() {
+        let (_socket, outlet) = outlet();
+        outlet.write(&PIECE);
+        outlet.write(&PIECE);
+        let since = clock::now();
+        advance(Duration::from_secs(9)).await;
+        let bye = Frame::from_json(b"{}");
+        outlet.close(&LastWords {
+            bye: Some(&bye),
+            ..LastWords::default()
+        });
+        assert_eq!(flush(&outlet), Progress::Blocked(since));
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 
 /// For so long after the last log-in it is known from where a name has logged in.
 const KNOWN_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Addresses that are known of a name.
+const HOMES: usize = 8;
 
 /// Whose failures are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -24,9 +26,17 @@ pub(crate) enum Claim {
     From(Arc<str>, IpAddr),
 }
 
-/// Pairs of a name and an address that have logged in, as far as there is room: else the oldest of some goes.
+/// The last [`HOMES`] from which each name has logged in, and when, of as many names as there is room for: else the
+/// one goes that has not logged in for the longest of some. Whoever logs in from everywhere takes one name's place.
 #[derive(Debug)]
-pub(crate) struct Familiar(Mutex<Bounded<(Arc<str>, IpAddr), Instant>>);
+pub(crate) struct Familiar(Mutex<Bounded<Arc<str>, Vec<Home>>>);
+
+/// From where a name has logged in.
+#[derive(Debug)]
+struct Home {
+    address: IpAddr,
+    last: Instant,
+}
 
 impl Familiar {
     pub(crate) fn new() -> Self {
@@ -35,27 +45,49 @@ impl Familiar {
 
     /// By what the failures of `name` from `address` are counted.
     pub(crate) fn claim(&self, name: Arc<str>, address: IpAddr) -> Claim {
-        let pair = (name, address);
-        let last = self.0.lock().get(&pair).copied();
-        let (name, address) = pair;
-        match last {
-            Some(last) if last.elapsed() < KNOWN_FOR => Claim::From(name, address),
-            _ => Claim::Anywhere(name),
+        let is_known = {
+            let names = self.0.lock();
+            let homes = names.get(&name).into_iter().flatten();
+            homes
+                .filter(|home| home.address == address)
+                .any(|home| home.last.elapsed() < KNOWN_FOR)
+        };
+        if is_known {
+            Claim::From(name, address)
+        } else {
+            Claim::Anywhere(name)
         }
     }
 
     /// `name` has logged in from `address`.
     pub(crate) fn remember(&self, name: Arc<str>, address: IpAddr) {
-        let now = clock::now();
-        let mut known = self.0.lock();
-        if let Some(last) = known.get_or_insert((name, address), now, |last| Some(*last)) {
-            *last = now;
+        let mut names = self.0.lock();
+        let last = |homes: &Vec<Home>| homes.last().map(|home| home.last);
+        let Some(homes) = names.get_or_insert(name, Vec::new(), last) else {
+            return;
+        };
+        // In the order of their last log-ins.
+        match homes.iter().position(|home| home.address == address) {
+            Some(place) => {
+                homes.remove(place);
+            }
+            None if homes.len() == HOMES => {
+                homes.remove(0);
+            }
+            // Most have one or two.
+            None => homes.reserve_exact(1),
         }
+        homes.push(Home {
+            address,
+            last: clock::now(),
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use tokio::time::advance;
 
     use super::*;
@@ -76,6 +108,31 @@ mod tests {
         assert!(is_known("alice", home), "counted from the last log-in");
         advance(Duration::from_secs(1)).await;
         assert!(!is_known("alice", home));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_logs_in_from_everywhere_pushes_out_nobody_else() {
+        let (familiar, home) = (Familiar::new(), IpAddr::from([192, 0, 2, 7]));
+        let is_known =
+            |name: &str, address| matches!(familiar.claim(name.into(), address), Claim::From(..));
+        familiar.remember("alice".into(), home);
+        familiar.remember("eve".into(), home);
+        let network = |n: usize| {
+            let bits = (0x2001_0db8_u128 << 96) | ((n as u128) << 64);
+            IpAddr::from(Ipv6Addr::from(bits))
+        };
+        for n in 0..MAX_KEYS + 100 {
+            familiar.remember("eve".into(), network(n));
+            if n % (HOMES - 1) == 0 {
+                familiar.remember("eve".into(), home);
+            }
+        }
+        assert!(is_known("alice", home));
+        assert!(is_known("eve", home), "used again and again");
+        let newest = MAX_KEYS + 99;
+        let of_eve = (0..=newest).filter(|&n| is_known("eve", network(n)));
+        assert_eq!(of_eve.count(), HOMES - 1);
+        assert!(is_known("eve", network(newest)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ use crate::{
     room::{Membership, RoomContext, RoomOptions},
     rooms::{OptionTable, RoomMetrics, RoomPattern, Rooms},
     scope::{Peer, Scope, ScopeConfig},
-    session::{Session, UNATTENDED},
+    session::{Session, Unattended},
     throttle::Failures,
     validate::{self, BUILTIN_VALIDATORS, HTML_ESCAPE},
     written::Noting,
@@ -141,13 +141,16 @@ pub(crate) struct Inner {
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) sends_per_user: KeyedBuckets<Arc<str>>,
     pub(crate) failures_per_ip: Arc<Failures<std::net::IpAddr>>,
-    pub(crate) failures_per_name: Arc<Failures<Claim>>,
+    /// Of names where they have not logged in yet.
+    pub(crate) failures_of_strangers: Arc<Failures<Claim>>,
+    /// Of names where they have: in a table of their own, so that strangers who fill the other keep nobody out of it.
+    pub(crate) failures_of_familiar: Arc<Failures<Claim>>,
     /// From where names have logged in.
     pub(crate) familiar: Familiar,
     /// Those of all transports' authenticators.
     pub(crate) guest_prefixes: GuestPrefixes,
     /// Places for log-ins that are judged though their client has gone.
-    pub(crate) unattended: Arc<Semaphore>,
+    pub(crate) unattended: Arc<Unattended>,
     pub(crate) creations_per_ip: KeyedBuckets<std::net::IpAddr>,
     connects_per_ip: KeyedBuckets<std::net::IpAddr>,
     lanes: Vec<Arc<LaneInbox>>,
@@ -366,6 +369,8 @@ impl Hub {
                 upkeep_registry.sweep(now);
             }
         });
+        let failures_per_name =
+            || Failures::new(limits.login_failures_per_name, limits.login_delay_max.0, 0);
         Ok(Self(Arc::new(Inner {
             origin: Origin::new(),
             registry,
@@ -380,14 +385,11 @@ impl Hub {
                 limits.login_delay_max.0,
                 ADDRESS_CROWD,
             ),
-            failures_per_name: Failures::new(
-                limits.login_failures_per_name,
-                limits.login_delay_max.0,
-                0,
-            ),
+            failures_of_strangers: failures_per_name(),
+            failures_of_familiar: failures_per_name(),
             familiar: Familiar::new(),
             guest_prefixes: GuestPrefixes::default(),
-            unattended: Arc::new(Semaphore::new(UNATTENDED)),
+            unattended: Arc::default(),
             creations_per_ip: KeyedBuckets::new(limits.room_creations),
             connects_per_ip: KeyedBuckets::new(limits.connects_per_ip),
             lanes,
@@ -516,9 +518,9 @@ impl Hub {
         self.0.is_draining()
     }
 
-    /// Sends everybody away: begins to drain the lifecycle, takes no message more, hands over what was accepted, and ends every session with
-    /// `shutting_down`. Returns when every polling client has fetched its `bye` or `grace` is over. Push connections
-    /// finish on their own tasks, for which [`Lifecycle::shut_down`] waits.
+    /// Sends everybody away: begins to drain the lifecycle, takes no message more, hands over what was accepted, and
+    /// ends every session with `shutting_down`. Returns when every polling client has fetched its `bye` or `grace` is
+    /// over. Push connections finish on their own tasks, for which [`Lifecycle::shut_down`] waits.
     pub async fn drain(&self, grace: Duration) {
         let hub = &self.0;
         hub.draining.store(true, Ordering::SeqCst);

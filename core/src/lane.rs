@@ -6,7 +6,7 @@
 //! [`CallbackAdapter`](crate::adapter::CallbackAdapter).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -39,7 +39,7 @@ const TURN: usize = 256;
 /// The same by the clock, looked at after each quantum: a write of a whole batch takes ten times as long as that of a
 /// single event, and a small room that shares the lane waits for a turn to end.
 const TURN_TIME: Duration = Duration::from_micros(500);
-/// Commands carried out before they are walked.
+/// Commands other than events that are carried out before the events among them are walked.
 const COMMANDS: usize = 64;
 /// Bytes of events that are laid out in one batch; a larger event goes alone.
 const BATCH_BYTES: usize = 64 << 10;
@@ -183,7 +183,7 @@ struct Lane {
     /// Rooms that have commands to carry out or a walk to finish.
     busy: VecDeque<u64>,
     /// When presence is due, by room.
-    presence_due: BTreeMap<(Instant, u64), ()>,
+    presence_due: BTreeSet<(Instant, u64)>,
     barriers: Vec<oneshot::Sender<()>>,
     doomed: Doomed,
     tally: Tally,
@@ -217,6 +217,7 @@ struct LaneMember {
 struct Walk {
     batch: Batch,
     next: usize,
+    /// Of the events in it, which are off the room's backlog once it is through.
     bytes: usize,
 }
 
@@ -237,7 +238,7 @@ impl Lane {
             context,
             rooms: FxHashMap::default(),
             busy: VecDeque::new(),
-            presence_due: BTreeMap::new(),
+            presence_due: BTreeSet::new(),
             barriers: Vec::new(),
             doomed: Vec::new(),
             tally: Tally::default(),
@@ -275,9 +276,9 @@ impl Lane {
 
     async fn wait(&self, inbox: &LaneInbox) {
         let filled = inbox.filled.notified();
-        match self.presence_due.first_key_value() {
+        match self.presence_due.first() {
             None => filled.await,
-            Some((&(due, _), ())) => tokio::select! {
+            Some(&(due, _)) => tokio::select! {
                 () = filled => (),
                 () = sleep_until(due) => (),
             },
@@ -348,12 +349,11 @@ impl Lane {
 
     fn flush_due_presence(&mut self) {
         let now = clock::now();
-        while let Some(entry) = self.presence_due.first_entry() {
-            let (due, id) = *entry.key();
+        while let Some(&(due, id)) = self.presence_due.first() {
             if due > now {
                 return;
             }
-            entry.remove();
+            self.presence_due.pop_first();
             let Some(room) = self.rooms.get_mut(&id) else {
                 continue;
             };
@@ -385,12 +385,11 @@ impl LaneRoom {
     fn lay_out(
         &mut self,
         context: &LaneContext,
-        due: &mut BTreeMap<(Instant, u64), ()>,
+        due: &mut BTreeSet<(Instant, u64)>,
         tally: &mut Tally,
         doomed: &mut Doomed,
     ) -> usize {
         let mut frames: Vec<Frame> = Vec::new();
-        let mut walked = 0;
         let mut bytes = 0;
         let mut answers = 0;
         while let Some(command) = self.commands.front() {
@@ -408,12 +407,9 @@ impl LaneRoom {
                 LaneCommand::Publish(_) | LaneCommand::Tell(_) | LaneCommand::Presence
             ));
             match command {
-                LaneCommand::Publish(frame) => {
-                    walked += frame.len();
-                    frames.push(frame);
-                }
+                LaneCommand::Publish(frame) => frames.push(frame),
                 LaneCommand::Presence => frames.extend(self.take_presence(context)),
-                LaneCommand::Tell(told) => self.tell(told, &mut frames, &mut walked, context, due),
+                LaneCommand::Tell(told) => self.tell(told, &mut frames, context, due),
                 LaneCommand::Join {
                     session,
                     membership,
@@ -429,7 +425,7 @@ impl LaneRoom {
                         membership,
                         skip: frames.len(),
                     });
-                    self.tell(told, &mut frames, &mut walked, context, due);
+                    self.tell(told, &mut frames, context, due);
                 }
                 LaneCommand::Reply {
                     membership,
@@ -469,7 +465,7 @@ impl LaneRoom {
                         }
                         self.remove(&membership);
                     }
-                    self.tell(told, &mut frames, &mut walked, context, due);
+                    self.tell(told, &mut frames, context, due);
                 }
                 LaneCommand::Forget => {
                     self.forgotten = true;
@@ -483,7 +479,7 @@ impl LaneRoom {
             self.walk = Some(Walk {
                 batch: Batch::new(frames),
                 next: 0,
-                bytes: walked,
+                bytes,
             });
         }
         answers
@@ -493,16 +489,15 @@ impl LaneRoom {
         &mut self,
         told: Told,
         frames: &mut Vec<Frame>,
-        walked: &mut usize,
         context: &LaneContext,
-        due: &mut BTreeMap<(Instant, u64), ()>,
+        due: &mut BTreeSet<(Instant, u64)>,
     ) {
         if let Some(change) = told.change {
             self.presence.note(change);
             if self.presence.due.is_none() {
                 let at = clock::now() + self.room.options.config.presence_interval.0;
                 self.presence.due = Some(at);
-                due.insert((at, self.room.id), ());
+                due.insert((at, self.room.id));
             }
         }
         if let Some(event) = told.event {
@@ -510,7 +505,6 @@ impl LaneRoom {
             if self.presence.is_pending() {
                 frames.extend(self.take_presence(context));
             }
-            *walked += event.len();
             frames.push(event);
         }
     }

@@ -18,12 +18,11 @@ use governor::{
 use parking_lot::Mutex;
 
 use crate::{
+    bounded::MAX_KEYS,
     clock::{self, GovernorClock, Instant},
     config::Rate,
 };
 
-/// Most keys that a [`KeyedBuckets`] tells apart; those beyond share one bucket.
-const MAX_KEYS: usize = 65_536;
 /// How often a full table is searched for buckets that are whole again.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 

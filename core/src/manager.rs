@@ -371,7 +371,7 @@ pub struct SessionControl {
     managed: Weak<Managed>,
 }
 
-/// The session is over, or has as many tasks or unsent objects as it may.
+/// Why a hold on a session, or on a stay, does nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
@@ -514,11 +514,21 @@ impl SessionControl {
     }
 
     /// Bytes that are held for the session on its manager's account, with those of its [stays](Stay::bytes): contexts,
-    /// tasks, and what was sent and can't be read yet. Zero once the session is over.
+    /// tasks, what was sent and can't be read yet, and what plug-ins [hold](Self::hold). Zero once the session is over.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.live()
             .map_or(0, |(_, managed)| managed.account.bytes())
+    }
+
+    /// Counts `bytes` as held for the session until what is returned is dropped: for what is kept of it elsewhere and
+    /// is no [stay's](Stay::hold).
+    ///
+    /// # Errors
+    /// The session is over.
+    pub fn hold(&self, bytes: usize) -> Result<Holding, ControlError> {
+        let (_, managed) = self.live()?;
+        Ok(managed.account.hold(bytes))
     }
 
     /// Ends the session with `kicked`.
@@ -836,10 +846,14 @@ impl Managed {
         *self.timeout.lock()
     }
 
-    /// What was sent before the client could read it; from now on it goes at once.
-    pub(crate) fn take_early(&self) -> impl Iterator<Item = Frame> + use<> {
-        let early = self.early.lock().take().unwrap_or_default();
-        early.into_iter().map(|(frame, _)| frame)
+    /// What was sent before the client could read it, to be told before this is asked again; `None` if there is no more,
+    /// and from then on it goes at once. Until then nothing overtakes what was taken.
+    pub(crate) fn take_early(&self) -> Option<Vec<(Frame, Holding)>> {
+        let mut early = self.early.lock();
+        if early.as_ref().is_some_and(Vec::is_empty) {
+            *early = None;
+        }
+        early.as_mut().map(std::mem::take)
     }
 
     pub(crate) fn context(&self) -> Option<&Arc<Context>> {

@@ -21,6 +21,7 @@ use crate::{
     hub::expired,
     message::{Command, Frame, Kind},
     plugin::Credentials,
+    room::Behind,
     scope::{Peer, Scope},
     session::{
         Done, Ending, Session,
@@ -211,7 +212,9 @@ impl PullSession {
             Done::Slot(room) => {
                 let reply = self.answered(command.id).await;
                 // Who sends on waits while the room is behind.
-                poll_fn(|cx| room.poll_backlog(cx)).await;
+                if let Some(behind) = Behind::of(room) {
+                    poll_fn(|cx| behind.poll(cx)).await;
+                }
                 reply
             }
             Done::LogOut(slots) => self.log_out(command.id, slots.len()).await,

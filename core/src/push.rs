@@ -16,7 +16,7 @@ use crate::{
     clock::{self, Instant},
     message::{Command, Frame, Framing, Kind, Malformed},
     plugin::Credentials,
-    room::Room,
+    room::Behind,
     scope::{Peer, Scope},
     session::{Done, Ending, Pending, Session, login::login_overran},
 };
@@ -41,8 +41,8 @@ pub struct PushSession {
     barrier: bool,
     /// A log-out under way, with the id of its command.
     logout: Option<Option<u64>>,
-    /// The room whose lane is behind.
-    behind: Option<Arc<Room>>,
+    /// The room that it sent to last is behind.
+    behind: Option<Behind>,
     corked: bool,
     blocked: bool,
     crowded: bool,
@@ -153,7 +153,7 @@ impl PushSession {
             }
             Done::Slot(room) => {
                 self.note_load();
-                self.behind = room.is_backlogged().then_some(room);
+                self.behind = Behind::of(room);
             }
             Done::Ended => (),
         }
@@ -413,8 +413,8 @@ impl PushSession {
     }
 
     fn poll_behind(&mut self, cx: &mut Context<'_>) {
-        if let Some(room) = &self.behind
-            && room.poll_backlog(cx).is_ready()
+        if let Some(behind) = &self.behind
+            && behind.poll(cx).is_ready()
         {
             self.behind = None;
         }

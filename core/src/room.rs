@@ -15,7 +15,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustc_hash::FxHashSet;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -280,13 +279,12 @@ impl Fold {
             },
         );
         let event = |room: &str, seq| {
-            Say::Join {
+            Frame::encode(&Say::Join {
                 room,
                 seq,
                 at,
                 user: &name.shown,
-            }
-            .encoded()
+            })
         };
         let come = self.tell(event, &name.shown, true, at);
         let batch_over = config.presence_auto_batch;
@@ -320,14 +318,13 @@ impl Fold {
         }
         let member = self.members.remove(&name.order)?;
         let event = |room: &str, seq| {
-            Say::Leave {
+            Frame::encode(&Say::Leave {
                 room,
                 seq,
                 at,
                 user: &member.shown,
                 reason,
-            }
-            .encoded()
+            })
         };
         let told = self.tell(event, &member.shown, false, at);
         let batched_by_size = config.presence == Presence::Each && self.form == Presence::Batched;
@@ -388,7 +385,7 @@ impl Fold {
             text,
             data,
         };
-        let frame = say.encoded();
+        let frame = Frame::encode(&say);
         self.ring.push(&frame, at);
         Some((self.seq, frame))
     }
@@ -408,7 +405,7 @@ impl Fold {
             recovered: false,
             escape: options.escapes.then_some("html"),
         };
-        say.encoded()
+        Frame::encode(&say)
     }
 
     fn page(
@@ -430,7 +427,7 @@ impl Fold {
             rev: self.told_rev(),
             next,
         };
-        say.encoded()
+        Frame::encode(&say)
     }
 
     /// `rev` is told where presence is not told as numbered events.
@@ -459,12 +456,6 @@ impl Fold {
             names.push(&*member.shown);
         }
         (names, false)
-    }
-}
-
-impl Say<'_> {
-    fn encoded(&self) -> Frame {
-        Frame::encode(self)
     }
 }
 
@@ -516,22 +507,60 @@ pub struct Room {
     is_given_up: AtomicBool,
 }
 
-/// Publishers in the order in which they came to wait, each once however often its task looks again.
+/// Publishers in the order in which they came to wait.
 #[derive(Default)]
 struct HeldUp {
-    wakers: Vec<Waker>,
-    /// What they wake. Wakers are equal where their pointers are, so that none is compared with thousands of others.
-    known: FxHashSet<(usize, usize)>,
+    /// That of the last to come.
+    place: u64,
+    wakers: BTreeMap<u64, Waker>,
 }
 
-impl HeldUp {
-    fn add(&mut self, waker: &Waker) {
-        let wakes = (
-            waker.data().addr(),
-            std::ptr::from_ref(waker.vtable()).addr(),
-        );
-        if self.known.insert(wakes) {
-            self.wakers.push(waker.clone());
+/// A publisher's wait until its room's lane has caught up.
+///
+/// The lane wakes the first that waits. Whoever goes on, or gives up, wakes the next while there is room, so that no
+/// more go on than what they send has room for, give or take those that run at the same time.
+pub(crate) struct Behind {
+    room: Arc<Room>,
+    place: u64,
+}
+
+impl Behind {
+    /// `None`: the room is not behind.
+    pub(crate) fn of(room: Arc<Room>) -> Option<Self> {
+        if !room.is_backlogged() {
+            return None;
+        }
+        let place = {
+            let mut held_up = room.held_up.lock();
+            held_up.place += 1;
+            held_up.place
+        };
+        Some(Self { room, place })
+    }
+
+    /// Ready when the backlog is within its bound.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.room.is_backlogged() {
+            return Poll::Ready(());
+        }
+        let waker = cx.waker().clone();
+        let before = self.room.held_up.lock().wakers.insert(self.place, waker);
+        drop(before);
+        // The lane may have finished between the two looks.
+        if self.room.is_backlogged() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        let own = self.room.held_up.lock().wakers.remove(&self.place);
+        drop(own);
+        if !self.room.is_backlogged() {
+            self.room.wake_first();
         }
     }
 }
@@ -717,7 +746,7 @@ impl Room {
                     Some(membership) => {
                         let say = |id, reason| {
                             let room = &self.name;
-                            Say::Left { id, room, reason }.encoded()
+                            Frame::encode(&Say::Left { id, room, reason })
                         };
                         let left = match ticket {
                             Some(ticket) => Some((Some(ticket.slot), say(ticket.id, None))),
@@ -829,17 +858,14 @@ impl Room {
         self.backlog.load(Ordering::Acquire) > self.context.inbox_bytes
     }
 
-    /// Ready when the backlog is within its bound.
-    pub(crate) fn poll_backlog(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.is_backlogged() {
-            return Poll::Ready(());
-        }
-        self.held_up.lock().add(cx.waker());
-        // The lane may have finished between the two looks.
-        if self.is_backlogged() {
-            Poll::Pending
-        } else {
-            Poll::Ready(())
+    /// Has the publisher look that has waited the longest. It keeps its place until it goes on or gives up.
+    fn wake_first(&self) {
+        let first = {
+            let held_up = self.held_up.lock();
+            held_up.wakers.values().next().cloned()
+        };
+        if let Some(first) = first {
+            first.wake();
         }
     }
 
@@ -852,10 +878,7 @@ impl Room {
     pub(crate) fn walked(&self, bytes: usize) {
         let before = self.backlog.fetch_sub(bytes, Ordering::AcqRel);
         if before > self.context.inbox_bytes && before - bytes <= self.context.inbox_bytes {
-            let held_up = std::mem::take(&mut *self.held_up.lock());
-            for waker in held_up.wakers {
-                waker.wake();
-            }
+            self.wake_first();
         }
     }
 }

@@ -1237,6 +1237,49 @@ async fn a_publisher_is_not_read_while_its_room_is_behind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_who_wait_for_their_room_go_on_though_some_of_them_hang_up() {
+    const SENDS: usize = 10;
+    let stage = Stage::new(|config| {
+        config.limits.sends = Rate::Unlimited;
+        config.limits.commands = Rate::Unlimited;
+        config.limits.room_inbox = Size(1 << 10);
+    });
+    let mut members = Vec::new();
+    for n in 0..20 {
+        members.push((stage.member(&format!("m{n}")).await, 0));
+    }
+    settle().await;
+    for (member, _) in &mut members {
+        member.heard();
+        for _ in 0..SENDS {
+            member.say(&json!({"type": "send", "text": "x".repeat(300)}));
+        }
+    }
+    let count = |members: &mut [(Client, usize)]| {
+        for (member, sent) in members {
+            let heard = member.heard();
+            *sent += heard.iter().filter(|it| it["type"] == "sent").count();
+        }
+    };
+    tokio::task::yield_now().await;
+    count(&mut members);
+    assert!(
+        members.iter().any(|(_, sent)| *sent < SENDS),
+        "nobody waits"
+    );
+    let mut number = 0;
+    members.retain(|_| {
+        number += 1;
+        number % 3 != 1
+    });
+    settle().await;
+    settle().await;
+    count(&mut members);
+    let sent: Vec<usize> = members.iter().map(|(_, sent)| *sent).collect();
+    assert_eq!(sent, [SENDS; 13], "who hung up held up the others");
+}
+
+#[tokio::test(start_paused = true)]
 async fn batched_presence_tells_once_an_interval_who_changed() {
     let stage = Stage::new(|config| config.room.presence = Presence::Batched);
     let mut alice = stage.member("alice").await;

@@ -7,7 +7,9 @@
 mod judging;
 pub(crate) mod login;
 
-pub(crate) use judging::UNATTENDED;
+pub(crate) use judging::Unattended;
+#[cfg(test)]
+pub(crate) use judging::{UNATTENDED, UNATTENDED_PER_ADDRESS};
 
 use std::{
     borrow::Cow,
@@ -648,9 +650,10 @@ impl Session {
     /// The client has its `session` object: what its manager had to say meanwhile follows.
     pub(crate) fn tell_early(self: &Arc<Self>) {
         let managed = self.state.lock().managed.clone();
-        let early = managed.map(|managed| managed.take_early());
-        for frame in early.into_iter().flatten() {
-            self.tell(frame);
+        while let Some(early) = managed.as_ref().and_then(|managed| managed.take_early()) {
+            for (frame, _) in early {
+                self.tell(frame);
+            }
         }
     }
 

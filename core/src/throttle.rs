@@ -203,6 +203,11 @@ impl<K: Hash + Eq> Table<K> {
 }
 
 impl<K: Hash + Eq> Attempt<K> {
+    /// Whose attempt it is.
+    pub(crate) const fn key(&self) -> &K {
+        &self.key
+    }
+
     /// The attempt was denied.
     pub(crate) fn denied(self) {
         if let Some(limited) = &self.failures.0 {

@@ -10,7 +10,7 @@ use crate::{
     config::RoomConfig,
     lane::{self, LaneCommand, LaneContext, LaneInbox},
     message::{Frame, Say},
-    room::{RoomContext, RoomOptions},
+    room::{Behind, RoomContext, RoomOptions},
 };
 
 /// Members of the huge room.
@@ -114,8 +114,9 @@ async fn a_message_in_a_small_room_waits_for_a_few_members_of_a_huge_one_and_not
     }
 }
 
-/// A room without members, to see whether its lane has walked what it was given.
-fn empty_room(inbox: &Arc<LaneInbox>) -> Arc<Room> {
+/// A room without members, to see whether its lane has walked what it was given, and whose publishers wait while that
+/// is over `inbox_bytes`.
+fn room_of(inbox_bytes: usize, inbox: &Arc<LaneInbox>) -> Arc<Room> {
     let options = RoomOptions {
         config: RoomConfig::default(),
         validators: Vec::new(),
@@ -124,7 +125,7 @@ fn empty_room(inbox: &Arc<LaneInbox>) -> Arc<Room> {
     };
     let context = RoomContext {
         frame_bytes: 1 << 16,
-        inbox_bytes: 0,
+        inbox_bytes,
         stopped: AtomicBool::new(false),
         members: metrics::Gauge::noop(),
     };
@@ -141,7 +142,7 @@ fn empty_room(inbox: &Arc<LaneInbox>) -> Arc<Room> {
 #[tokio::test(start_paused = true)]
 async fn an_idle_lane_takes_what_comes_at_once_and_lets_readers_go_first_only_after_a_crowd() {
     let inbox = Arc::new(LaneInbox::default());
-    let room = empty_room(&inbox);
+    let room = room_of(0, &inbox);
     let context = LaneContext {
         telemetry: Telemetry::new(&NoopRecorder, &[], &[], &[], &[]),
         wall: Arc::new(SystemWallClock),
@@ -194,28 +195,52 @@ impl Wake for Publisher {
 }
 
 #[test]
-fn publishers_of_a_room_that_is_behind_are_woken_once_each_in_the_order_in_which_they_came() {
-    let room = empty_room(&Arc::default());
+fn publishers_of_a_room_that_is_behind_go_on_one_by_one_as_they_came_while_there_is_room() {
+    const BOUND: usize = 100;
+    let room = room_of(BOUND, &Arc::default());
     let woken = Arc::new(Mutex::new(Vec::new()));
-    let publishers: Vec<Waker> = (0..5000)
+    let woken_since = || std::mem::take(&mut *woken.lock());
+    room.owes(BOUND + 1);
+    let mut waiting: VecDeque<_> = (0..5000)
         .map(|number| {
             let woken = Arc::clone(&woken);
-            Waker::from(Arc::new(Publisher { number, woken }))
+            let waker = Waker::from(Arc::new(Publisher { number, woken }));
+            let behind = Behind::of(Arc::clone(&room)).expect("the room is behind");
+            (behind, waker)
         })
         .collect();
-    let look = |waker: &Waker| room.poll_backlog(&mut Context::from_waker(waker));
-    for _ in 0..2 {
-        room.owes(100);
-        room.owes(100);
-        for _ in 0..3 {
-            for publisher in &publishers {
-                assert!(look(publisher).is_pending());
-            }
+    let look = |(behind, waker): &(Behind, Waker)| behind.poll(&mut Context::from_waker(waker));
+    for _ in 0..3 {
+        for publisher in &waiting {
+            assert!(look(publisher).is_pending());
         }
-        room.walked(100);
-        assert!(woken.lock().is_empty(), "it is behind still");
-        room.walked(100);
-        assert!(std::mem::take(&mut *woken.lock()).into_iter().eq(0..5000));
-        assert!(look(&publishers[0]).is_ready());
     }
+    room.owes(BOUND);
+    room.walked(BOUND);
+    assert!(woken_since().is_empty(), "it is behind still");
+    room.walked(1);
+    assert_eq!(woken_since(), [0], "the others look when it has gone on");
+    assert!(look(&waiting[0]).is_ready());
+    waiting.pop_front();
+    assert_eq!(woken_since(), [1], "it has sent nothing yet");
+
+    // What the first sends takes all the room that there is.
+    room.owes(1);
+    assert!(look(&waiting[0]).is_pending());
+    waiting.remove(7);
+    assert!(woken_since().is_empty(), "who gives up makes no room");
+    room.walked(1);
+    assert_eq!(woken_since(), [1], "it has kept its place");
+    // It is gone without having looked.
+    waiting.pop_front();
+    assert_eq!(woken_since(), [2]);
+
+    for next in (3..5000).filter(|&number| number != 8) {
+        assert!(look(&waiting[0]).is_ready());
+        waiting.pop_front();
+        assert_eq!(woken_since(), [next]);
+    }
+    waiting.clear();
+    assert!(woken_since().is_empty());
+    assert!(Behind::of(room).is_none(), "it keeps up again");
 }

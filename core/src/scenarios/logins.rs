@@ -12,8 +12,10 @@ use tokio::sync::{Notify, Semaphore};
 use super::*;
 use crate::{
     ErrorCode, Opened, Refusal, Shadow,
+    bounded::MAX_KEYS,
+    familiar::Claim,
     plugin::{Credentials, Denial},
-    session::UNATTENDED,
+    session::{UNATTENDED, UNATTENDED_PER_ADDRESS},
 };
 
 /// Counters that can be read back.
@@ -118,9 +120,28 @@ impl Door {
 
     /// A client that goes as soon as it has said who it is.
     async fn hang_up(&self, credentials: Credentials) {
-        let mut login = Box::pin(self.open(credentials));
+        self.hang_up_as(Stage::peer(), credentials).await;
+    }
+
+    /// The same from the address that ends in `host`.
+    async fn hang_up_from(&self, host: u8, credentials: Credentials) {
+        let peer = Peer::new([192, 0, 2, host].into(), false);
+        self.hang_up_as(peer, credentials).await;
+    }
+
+    async fn hang_up_as(&self, peer: Peer, credentials: Credentials) {
+        let mut login = Box::pin(self.open_from(peer, credentials));
         let is_judged = poll_fn(|cx| Poll::Ready(login.as_mut().poll(cx).is_ready())).await;
         assert!(!is_judged, "it is judged already");
+    }
+
+    /// As many clients go as may be judged without them, from as few addresses as can be, among which is not that of
+    /// [`Stage::peer`]. `user` is whom each claims to be.
+    async fn take_all_places(&self, user: impl Fn(usize) -> Credentials) {
+        for n in 0..UNATTENDED {
+            let host = u8::try_from(100 + n / UNATTENDED_PER_ADDRESS).unwrap();
+            self.hang_up_from(host, user(n)).await;
+        }
     }
 }
 
@@ -273,9 +294,7 @@ async fn beyond_a_bound_of_those_who_hung_up_the_next_one_pays() {
         strict(config);
         config.limits.login_failures_per_name = Rate::Unlimited;
     });
-    for _ in 0..UNATTENDED {
-        door.hang_up(user("late-alice")).await;
-    }
+    door.take_all_places(|_| user("late-alice")).await;
     assert_eq!(door.code(user("bob")).await, None);
     door.hang_up(user("late-alice")).await;
     assert_eq!(door.code(user("bob")).await, Some(ErrorCode::RateLimited));
@@ -287,6 +306,30 @@ async fn beyond_a_bound_of_those_who_hung_up_the_next_one_pays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_address_takes_its_share_of_those_places_and_no_more() {
+    let (door, go) = gated(|config| {
+        strict(config);
+        config.limits.login_failures_per_name = Rate::Unlimited;
+    });
+    let (greedy, other) = (1, 2);
+    for _ in 0..UNATTENDED_PER_ADDRESS {
+        door.hang_up_from(greedy, user("late-alice")).await;
+    }
+    assert_eq!(door.code_from(greedy, "bob", "a password").await, None);
+    door.hang_up_from(greedy, user("late-alice")).await;
+    let limited = Some(ErrorCode::RateLimited);
+    assert_eq!(door.code_from(greedy, "bob", "a password").await, limited);
+    door.hang_up_from(other, user("late-alice")).await;
+    assert_eq!(door.code_from(other, "bob", "a password").await, None);
+    go.add_permits(UNATTENDED_PER_ADDRESS + 1);
+    settle().await;
+    sleep(Duration::from_secs(60)).await;
+    door.hang_up_from(greedy, user("late-alice")).await;
+    let code = door.code_from(greedy, "bob", "a password").await;
+    assert_eq!(code, None, "there is room again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_hangs_up_where_nobody_is_judged_costs_the_name_nothing() {
     let (door, go) = gated(|config| {
         config.limits.login_failures_per_name = Rate::Limited {
@@ -295,9 +338,7 @@ async fn who_hangs_up_where_nobody_is_judged_costs_the_name_nothing() {
             burst: 1,
         };
     });
-    for n in 0..UNATTENDED {
-        door.hang_up(user(&format!("late-{n}"))).await;
-    }
+    door.take_all_places(|n| user(&format!("late-{n}"))).await;
     door.hang_up(user("late-alice")).await;
     go.add_permits(UNATTENDED + 1);
     settle().await;
@@ -310,9 +351,7 @@ async fn whose_time_is_over_costs_nobody_anything_though_nobody_is_judged() {
         strict(config);
         config.limits.login_failures_per_name = Rate::Unlimited;
     });
-    for _ in 0..UNATTENDED {
-        door.hang_up(user("late-alice")).await;
-    }
+    door.take_all_places(|_| user("late-alice")).await;
     let refused = door.code(user("late-alice")).await;
     assert_eq!(refused, Some(ErrorCode::Unavailable));
     assert_eq!(door.code(user("bob")).await, None);
@@ -356,6 +395,29 @@ async fn whoever_guesses_elsewhere_keeps_nobody_out_who_has_logged_in_from_there
     assert_eq!(door.code_from(home, "bob", "right").await, None);
     sleep(Duration::from_secs(10)).await;
     assert_eq!(door.code_from(other, "alice", "right").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn strangers_who_fill_the_table_of_failures_keep_nobody_out_who_has_logged_in_from_there() {
+    let door = Door::new(vec![link("all", Vault)], two_per_name);
+    let (home, elsewhere) = (1, 2);
+    assert_eq!(door.code_from(home, "alice", "right").await, None);
+    for n in 0..MAX_KEYS {
+        let strangers = &door.scope.hub.failures_of_strangers;
+        for _ in 0..2 {
+            let claim = Claim::Anywhere(n.to_string().into());
+            strangers.attempt(claim).expect("it need not wait").denied();
+        }
+    }
+    let failed = Some(ErrorCode::AuthFailed);
+    let limited = Some(ErrorCode::RateLimited);
+    for stranger in ["bob", "carol"] {
+        assert_eq!(door.code_from(elsewhere, stranger, "guess").await, failed);
+    }
+    let code = door.code_from(elsewhere, "dora", "right").await;
+    assert_eq!(code, limited, "newcomers share one account");
+    assert_eq!(door.code_from(home, "alice", "a typo").await, failed);
+    assert_eq!(door.code_from(home, "alice", "right").await, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::*;
 use crate::{
-    PullSession, RoomPattern,
+    ErrorCode, PullSession, Refusal, RoomPattern,
     plugin::{
         AuthFacts, Context, ControlError, Draft, EndCause, Filter, ManagerLink, PrincipalLimits,
         Refused, Rejection, SessionControl, SessionManager, Stay, TlsFacts, Validator,
@@ -436,7 +436,7 @@ async fn a_session_that_ends_before_its_refused_stay_was_told_of_is_told_after_i
     backend.told();
     let ann = open(&stage, "ann").await;
     let refused = ann.command(join("a").to_string().as_bytes()).await.refusal;
-    assert_eq!(refused.map(|it| it.code), Some(crate::ErrorCode::TooMany));
+    assert_eq!(refused.map(|it| it.code), Some(ErrorCode::TooMany));
     // Whatever names the room now forgets the stay.
     ann.command(send("a").to_string().as_bytes()).await;
     ann.logout().await;
@@ -857,6 +857,10 @@ async fn what_is_held_for_a_stay_is_counted_and_given_back() {
     let control = backend.control();
     let of_session = control.bytes();
     assert!(of_session > size_of::<Team>(), "its context: {of_session}");
+    let held = control.hold(300).expect("it lives");
+    assert_eq!(control.bytes(), of_session + 300);
+    drop(held);
+    assert_eq!(control.bytes(), of_session);
     assert_eq!(series.stay_bytes(), 0.0, "there is no stay yet");
 
     ann.ask(join("a")).await;
@@ -897,6 +901,7 @@ async fn what_is_held_for_a_stay_is_counted_and_given_back() {
     settle().await;
     assert_eq!(series.stay_bytes(), 0.0);
     assert_eq!(control.bytes(), 0);
+    assert_eq!(control.hold(1).err(), Some(ControlError::Over));
 }
 
 #[tokio::test(start_paused = true)]
@@ -983,6 +988,37 @@ async fn a_panic_in_a_session_s_own_task_ends_it_once_and_its_room_goes_on() {
         drop(stage);
         settle().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_waits_is_answered_at_once_when_a_panic_ends_its_session() {
+    let stage = Stage::new(|config| {
+        config.validators.insert("touchy".into(), Arc::new(Touchy));
+        config.room.validators = vec!["touchy".into()];
+    });
+    let ann = open(&stage, "ann").await;
+    ann.command(join("a").to_string().as_bytes()).await;
+    settle().await;
+    let poll = async |ack, wait| {
+        let body = ann.poll(ack, wait, 100, Duration::ZERO).await?;
+        let page: Value = serde_json::from_slice(&body).expect("an object");
+        Ok::<_, Refusal>(page)
+    };
+    let page = poll(None, Duration::ZERO).await.expect("her own join");
+    let ack = page["next"].as_u64();
+    let began = clock::now();
+    let boom = async {
+        settle().await;
+        let boom = json!({"type": "send", "room": "a", "text": "boom"});
+        ann.command(boom.to_string().as_bytes()).await
+    };
+    let (page, reply) = tokio::join!(poll(ack, TIMEOUT / 2), boom);
+    assert!(reply.refusal.is_some_and(|refusal| refusal.end.is_some()));
+    let page = page.expect("an answer, if an empty one");
+    assert_eq!((&page["events"], page["next"].as_u64()), (&json!([]), ack));
+    let refusal = poll(ack, TIMEOUT / 2).await.expect_err("it is over");
+    assert_eq!(refusal.code, ErrorCode::SessionExpired);
+    assert!(began.elapsed() < Duration::from_secs(1));
 }
 
 /// A connection with TLS of its own.

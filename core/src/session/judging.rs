@@ -1,10 +1,12 @@
 //! Judging a log-in to its end, whatever becomes of its client, and holding a denial against whoever it came from.
 //!
 //! A client that has gone, or whose time is over, has not failed: only a verdict of Deny counts. But it can't guess and
-//! leave before the answer either, since the verdict is awaited without it. At most [`UNATTENDED`] are at a time; of
-//! those who leave while there are as many, nobody is judged, and the address pays as for a denial if it left in time.
+//! leave before the answer either, since the verdict is awaited without it. At most [`UNATTENDED`] are at a time, and
+//! [`UNATTENDED_PER_ADDRESS`] of one address; of those who leave while there are as many, nobody is judged, and the
+//! address pays as for a denial if it left in time.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     future::Future,
     net::IpAddr,
     pin::Pin,
@@ -12,6 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -27,6 +30,8 @@ use crate::{
 
 /// Log-ins without a client that may be judged at a time.
 pub(crate) const UNATTENDED: usize = 2048;
+/// Those of them that may come from one address, so that nobody takes all places alone.
+pub(crate) const UNATTENDED_PER_ADDRESS: usize = 256;
 
 /// Whom the chain lets in, or its verdict; [`Verdict::Abstain`] where nobody knew the credentials.
 pub(super) type Judged = Result<Admitted, Verdict>;
@@ -51,7 +56,10 @@ impl Attempts {
         let pair = name.clone().map(|name| (name, address));
         let claim = name.map(|name| hub.familiar.claim(name, address));
         let address = hub.failures_per_ip.attempt(address);
-        let name = claim.map(|claim| hub.failures_per_name.attempt(claim));
+        let name = claim.map(|claim| match claim {
+            Claim::Anywhere(_) => hub.failures_of_strangers.attempt(claim),
+            Claim::From(..) => hub.failures_of_familiar.attempt(claim),
+        });
         match (address, name.transpose()) {
             (Ok(address), Ok(name)) => Ok(Self {
                 address,
@@ -138,7 +146,7 @@ impl Drop for Judging {
         if hub.is_draining() || Handle::try_current().is_err() {
             return;
         }
-        let Ok(place) = Arc::clone(&hub.unattended).try_acquire_owned() else {
+        let Some(place) = hub.unattended.take(*attempts.address.key()) else {
             if clock::now() < self.deadline {
                 attempts.address.denied();
             }
@@ -152,5 +160,56 @@ impl Drop for Judging {
             }
             drop(place);
         });
+    }
+}
+
+/// Places for log-ins that are judged though their client has gone.
+#[derive(Default)]
+pub(crate) struct Unattended(Mutex<Taken>);
+
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    /// Clients choose the keys: hashed with a secret.
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Unattended {
+    /// A place for a log-in from `address`; `None`: there is none, or none for that address.
+    fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let mut taken = self.0.lock();
+        let Taken { all, by_address } = &mut *taken;
+        if *all >= UNATTENDED {
+            return None;
+        }
+        let own = by_address.entry(address).or_default();
+        if *own >= UNATTENDED_PER_ADDRESS {
+            return None;
+        }
+        *own += 1;
+        *all += 1;
+        Some(Place {
+            places: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+/// A place, which is free again when this is dropped.
+struct Place {
+    places: Arc<Unattended>,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock();
+        taken.all -= 1;
+        if let Entry::Occupied(mut own) = taken.by_address.entry(self.address) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
 const LOGGED_CHARS: usize = 256;
 /// The protocol's version.
 const PROTOCOL: u32 = 1;
+
 /// What a client is told after its log-in.
 #[derive(Debug, Clone)]
 pub(crate) struct Welcome {
