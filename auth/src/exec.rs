@@ -124,9 +124,7 @@ impl Authenticator for ExecAuthenticator {
         let doubt = Doubt::default();
         let read = |answer: &[u8]| contract::read(answer, request);
         let answer = self.programs.ask(question, read, &doubt);
-        answer
-            .await
-            .unwrap_or_else(|retry| Verdict::Unavailable { retry })
+        answer.await.unwrap_or_else(Verdict::from)
     }
 }
 

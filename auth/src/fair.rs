@@ -3,23 +3,31 @@
 //! - Addresses take turns, each with what came first from it. Whoever comes alone is next but for
 //!   the turns of other addresses, however much one of them has waiting; and where all come from
 //!   one address, all places and every turn are theirs.
-//! - When the queue is full, what came last of the address that has most waiting makes room for
-//!   one that has less. So coming often keeps nobody out but oneself.
+//! - What the server wants on its own account is for all of them: it has every second turn.
+//! - When the queue is full, what came last of whoever has most waiting makes room for one that has
+//!   less. So coming often keeps nobody out but oneself.
+//! - Who gave up keeps a place for a while at most: a full queue is searched for those once in as
+//!   many arrivals as are a sixteenth of it.
+//!
+//! An IPv6 address is its /64 here, and whoever has a /48 has 65,536 of these, each with turns and
+//! places like any other. What holds then are the bounds, and not the turns.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
 };
 
 use chinwag_core::address_key;
 
+/// How many of those that wait are looked at for each that finds the queue full.
+const LOOKS: usize = 16;
+
 /// Whose turn it may be: an address, IPv6 by its /64, or `None` for the server itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Party(Option<IpAddr>);
 
 impl Party {
     /// The server, on its own account.
-    #[cfg(any(feature = "_client", feature = "exec", test))]
     pub(crate) const SERVER: Self = Self(None);
 }
 
@@ -34,9 +42,15 @@ impl From<IpAddr> for Party {
 pub(crate) struct Fair<T> {
     /// None is empty.
     waiting: HashMap<Party, VecDeque<T>>,
-    /// Each of those once, the next one first.
+    /// Each of those with how much it has.
+    counts: BTreeSet<(usize, Party)>,
+    /// Each of those but the server once, the next one first.
     turns: VecDeque<Party>,
+    /// The last turn was the server's.
+    was_server: bool,
     len: usize,
+    /// How many may be looked at, saved up.
+    looks: usize,
 }
 
 /// There is no room, and nobody has so much waiting that it should make some.
@@ -47,15 +61,18 @@ impl<T> Default for Fair<T> {
     fn default() -> Self {
         Self {
             waiting: HashMap::new(),
+            counts: BTreeSet::new(),
             turns: VecDeque::new(),
+            was_server: false,
             len: 0,
+            looks: 0,
         }
     }
 }
 
 impl<T> Fair<T> {
     /// Has `item` wait, where at most `bound` may; gives what had to make room. Those that `is_gone`
-    /// keep nobody out.
+    /// keep nobody out for long.
     pub(crate) fn push(
         &mut self,
         party: Party,
@@ -64,7 +81,11 @@ impl<T> Fair<T> {
         is_gone: impl Fn(&T) -> bool,
     ) -> Result<Option<T>, Full> {
         if self.len >= bound {
-            self.retain(|item| !is_gone(item));
+            self.looks += LOOKS;
+            if self.looks >= self.len {
+                self.looks = 0;
+                self.retain(|item| !is_gone(item));
+            }
         }
         let displaced = if self.len >= bound {
             Some(self.make_room(party)?)
@@ -72,10 +93,12 @@ impl<T> Fair<T> {
             None
         };
         let own = self.waiting.entry(party).or_default();
-        if own.is_empty() {
+        if own.is_empty() && party != Party::SERVER {
             self.turns.push_back(party);
         }
         own.push_back(item);
+        let count = own.len();
+        self.count(party, count - 1, count);
         self.len += 1;
         Ok(displaced)
     }
@@ -84,27 +107,44 @@ impl<T> Fair<T> {
     /// then has.
     fn make_room(&mut self, party: Party) -> Result<T, Full> {
         let own = self.waiting.get(&party).map_or(0, VecDeque::len);
-        let most = self.waiting.iter_mut().max_by_key(|(_, items)| items.len());
-        let (_, items) = most
-            .filter(|(_, items)| items.len() > own + 1)
-            .ok_or(Full)?;
+        let most = self.counts.last().filter(|(count, _)| *count > own + 1);
+        let (count, party) = *most.ok_or(Full)?;
+        self.count(party, count, count - 1);
         self.len -= 1;
-        Ok(items.pop_back().expect("it is longer than another"))
+        let last = self.waiting.get_mut(&party).and_then(VecDeque::pop_back);
+        Ok(last.expect("it has more than another"))
     }
 
     /// What is next.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let party = self.turns.pop_front()?;
+        let is_servers = (!self.was_server || self.turns.is_empty())
+            && self.waiting.contains_key(&Party::SERVER);
+        let party = if is_servers {
+            Party::SERVER
+        } else {
+            self.turns.pop_front()?
+        };
+        self.was_server = is_servers;
         let whose = "whose turn it may be has something waiting";
         let items = self.waiting.get_mut(&party).expect(whose);
         let item = items.pop_front().expect(whose);
-        if items.is_empty() {
+        let count = items.len();
+        if count == 0 {
             self.waiting.remove(&party);
-        } else {
+        } else if !is_servers {
             self.turns.push_back(party);
         }
+        self.count(party, count + 1, count);
         self.len -= 1;
         Some(item)
+    }
+
+    /// `party` has `now` where it had `before`.
+    fn count(&mut self, party: Party, before: usize, now: usize) {
+        self.counts.remove(&(before, party));
+        if now > 0 {
+            self.counts.insert((now, party));
+        }
     }
 
     fn retain(&mut self, keep: impl Fn(&T) -> bool) {
@@ -113,6 +153,8 @@ impl<T> Fair<T> {
         }
         self.waiting.retain(|_, items| !items.is_empty());
         self.turns.retain(|party| self.waiting.contains_key(party));
+        let counts = self.waiting.iter();
+        self.counts = counts.map(|(party, items)| (items.len(), *party)).collect();
         self.len = self.waiting.values().map(VecDeque::len).sum();
     }
 
@@ -125,6 +167,8 @@ impl<T> Fair<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, net::Ipv4Addr};
+
     use super::*;
 
     fn party(host: u8) -> Party {
@@ -199,6 +243,57 @@ mod tests {
         assert_eq!(pushed, Ok(None));
         assert_eq!(push(&mut queue, 2, 1, 4), Ok(None));
         assert_eq!(all(queue), [(1, 2), (2, 1), (1, 3)]);
+    }
+
+    #[test]
+    fn the_server_has_every_second_turn_while_others_wait() {
+        let mut queue = Fair::default();
+        for number in 0..4 {
+            let pushed = queue.push(Party::SERVER, (0, number), 10, |_| false);
+            assert_eq!(pushed, Ok(None));
+            push(&mut queue, 1, number, 10).unwrap();
+        }
+        push(&mut queue, 2, 0, 10).unwrap();
+        let first_six = [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1)];
+        assert_eq!([(); 6].map(|()| queue.pop().unwrap()), first_six);
+        assert_eq!(all(queue), [(0, 3), (1, 2), (1, 3)]);
+    }
+
+    #[test]
+    fn what_the_server_wants_makes_room_like_anything_else() {
+        let mut queue = Fair::default();
+        for number in 0..3 {
+            queue
+                .push(Party::SERVER, (0, number), 3, |_| false)
+                .unwrap();
+        }
+        assert_eq!(push(&mut queue, 1, 0, 3), Ok(Some((0, 2))));
+        let full = queue.push(Party::SERVER, (0, 3), 3, |_| false);
+        assert_eq!(full, Err(Full));
+        assert_eq!(all(queue), [(0, 0), (1, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn a_full_queue_is_searched_seldom_and_those_who_gave_up_are_found() {
+        const BOUND: u32 = 128;
+        let party = |number: u32| Party::from(IpAddr::from(Ipv4Addr::from_bits(number)));
+        let looks = Cell::new(0);
+        let mut queue = Fair::default();
+        let mut push = |number: u32, gone: Option<u32>| {
+            queue.push(party(number), number, BOUND as usize, |waiting| {
+                looks.set(looks.get() + 1);
+                Some(*waiting) == gone
+            })
+        };
+        for number in 0..BOUND {
+            push(number, None).unwrap();
+        }
+        for number in BOUND..11 * BOUND {
+            assert_eq!(push(number, None), Err(Full));
+        }
+        assert_eq!(looks.get(), LOOKS * 10 * BOUND as usize);
+        let tries = (1..=8).find(|_| push(BOUND, Some(7)).is_ok());
+        assert_eq!(tries, Some(8), "as many as have been saved up for");
     }
 
     #[test]

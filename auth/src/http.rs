@@ -17,7 +17,8 @@ use serde::Deserialize;
 
 use crate::callout::{
     self, Doubt,
-    client::{self, Client, Keys, Question, Reach},
+    client::{self, Client, Keys, Question},
+    connect::Reach,
     contract::{self, Headers},
 };
 
@@ -130,9 +131,7 @@ impl Authenticator for HttpAuthenticator {
         let doubt = Doubt::default();
         let read = |answer: &[u8]| contract::read(answer, request);
         let answer = self.client.ask(&question, read, &doubt);
-        answer
-            .await
-            .unwrap_or_else(|retry| Verdict::Unavailable { retry })
+        answer.await.unwrap_or_else(Verdict::from)
     }
 }
 

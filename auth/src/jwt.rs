@@ -31,7 +31,8 @@ use self::{
 };
 use crate::callout::{
     Asker, are_roles, call_timeout,
-    client::{Client, Reach, Settings, endpoints},
+    client::{Client, Settings, endpoints},
+    connect::Reach,
     is_name,
     tls::TlsFiles,
 };

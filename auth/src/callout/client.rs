@@ -4,6 +4,7 @@
 //!   that is turned away at once.
 //! - A call has a limit, reaching an endpoint a shorter one, and all tries together that of the
 //!   table. A call that fails goes on to the next endpoint while there is time.
+//! - One that is dead has one call wait for its limit to be reached, however many come at once.
 //! - Only a complete, well-formed answer with status 200 counts. Redirects are not followed and
 //!   proxies of the environment not used: the request carries credentials, and goes where the
 //!   configuration says.
@@ -12,15 +13,13 @@ use std::{
     error::Error,
     fmt, fs,
     future::Future,
-    io,
     net::IpAddr,
     path::PathBuf,
-    pin::Pin,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -39,32 +38,26 @@ use http::{
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper_util::{
-    client::legacy::{
-        Client as Pool,
-        connect::{Connected, Connection, HttpConnector},
-    },
-    rt::{TokioIo, TokioTimer},
-};
+use hyper_util::{client::legacy::Client as Pool, rt::TokioTimer};
 use parking_lot::RwLock;
-use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
     task::spawn_blocking,
     time::{timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
-use tower_service::Service;
+use tower_service::Service as _;
 use tracing::{debug, info, warn};
 
 #[cfg(feature = "http")]
 use super::{Asker, call_timeout};
 use super::{
-    Doubt, RETRY,
+    Doubt, NoAnswer, RETRY,
+    connect::{Connector, Reach, is_awaited},
     health::{Fault, Health, Trial, Turn},
     one_line,
-    places::Places,
+    places::{Place, Places},
     spread,
     tls::TlsFiles,
 };
@@ -257,9 +250,11 @@ fn is_loopback(host: &str) -> bool {
 /// The endpoints and the way to them.
 pub(crate) struct Client {
     settings: Settings,
-    endpoints: Vec<Endpoint>,
+    endpoints: Arc<[Endpoint]>,
     /// Whose turn it is.
     next: AtomicUsize,
+    /// An endpoint has been reached, or not.
+    news: Arc<Notify>,
     metrics: Arc<CalloutMetrics>,
     /// Of calls in flight.
     places: Arc<Places>,
@@ -267,9 +262,9 @@ pub(crate) struct Client {
     link: RwLock<Arc<Link>>,
 }
 
-struct Endpoint {
-    uri: Uri,
-    health: Arc<Health>,
+pub(super) struct Endpoint {
+    pub(super) uri: Uri,
+    pub(super) health: Arc<Health>,
 }
 
 impl fmt::Display for Endpoint {
@@ -296,7 +291,10 @@ struct Material {
 
 /// Why an endpoint gave no answer.
 enum Failure {
-    Unreachable(String),
+    /// Another call reaches for it, and has not found out yet whether it is there.
+    Awaited,
+    /// By this. As long as that is kept, other calls wait to hear of it.
+    Unreachable(Box<dyn Error + Send + Sync>),
     TimedOut,
     /// There was less time left than a call may take, and it was not enough.
     CutShort,
@@ -311,7 +309,10 @@ enum Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(why) => write!(f, "it can't be reached: {why}"),
+            Self::Awaited => f.write_str("another call reaches for it"),
+            Self::Unreachable(error) => {
+                write!(f, "it can't be reached: {}", with_causes(&**error))
+            }
             Self::TimedOut => f.write_str("it did not answer in time"),
             Self::CutShort => f.write_str("no time was left for it"),
             Self::Broken(why) => write!(f, "the connection failed: {why}"),
@@ -326,6 +327,7 @@ impl fmt::Display for Failure {
 impl Failure {
     fn outcome(&self) -> CallOutcome {
         match self {
+            Self::Awaited => CallOutcome::Resting,
             Self::Unreachable(_) => CallOutcome::Unreachable,
             Self::TimedOut | Self::CutShort => CallOutcome::Late,
             Self::Broken(_) => CallOutcome::Broken,
@@ -347,7 +349,7 @@ impl Failure {
             Self::Status(_) | Self::NoJson | Self::TooLarge(_) | Self::Malformed(_) => {
                 Some(Fault::Odd)
             }
-            Self::CutShort => None,
+            Self::Awaited | Self::CutShort => None,
         }
     }
 }
@@ -373,17 +375,20 @@ impl Client {
             .map_err(|error| BuildError::new(format!("reading its files failed: {error}")))?;
         let material = material.map_err(Unusable::into_fault)?;
         let places = Places::new(settings.calls, settings.queue);
-        let link = settings.link(material, OnLifecycle::new(lifecycle, &places));
+        let news = Arc::default();
         let endpoints = settings.endpoints.iter().map(|uri| Endpoint {
             uri: uri.clone(),
-            health: Health::new(),
+            health: Health::new(&news),
         });
-        let endpoints: Vec<_> = endpoints.collect();
+        let endpoints: Arc<[_]> = endpoints.collect();
+        let executor = OnLifecycle::new(lifecycle, &places);
+        let link = settings.link(material, &endpoints, executor);
         let shown: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
         let client = Arc::new(Self {
             metrics: CalloutMetrics::of_endpoints(&settings.meter, &settings.table, &shown),
             endpoints,
             next: AtomicUsize::new(0),
+            news,
             places,
             lifecycle: lifecycle.clone(),
             link: RwLock::new(Arc::new(link)),
@@ -404,7 +409,8 @@ impl Client {
         match read {
             Ok(material) => {
                 let executor = OnLifecycle::new(&self.lifecycle, &self.places);
-                *self.link.write() = Arc::new(self.settings.link(material, executor));
+                let link = self.settings.link(material, &self.endpoints, executor);
+                *self.link.write() = Arc::new(link);
                 info!(table, "Certificates and keys for calls read anew.");
             }
             Err(error) => warn!(
@@ -416,89 +422,82 @@ impl Client {
 
     /// Asks the endpoints in turn until one gives what `read` can make sense of. `doubt` is there
     /// when one of them may have got the question and gave no answer.
-    ///
-    /// # Errors
-    /// When to try again. What went wrong is in the log.
     pub(crate) async fn ask<T>(
         self: &Arc<Self>,
         question: &Question,
         read: impl Fn(&[u8]) -> Result<T, String>,
         doubt: &Doubt,
-    ) -> Result<T, Duration> {
-        let table = &self.settings.table;
+    ) -> Result<T, NoAnswer> {
         let deadline = clock::now() + self.settings.timeout;
-        let _place = match timeout_at(deadline, self.places.take(question.party)).await {
-            Ok(Ok(place)) => place,
-            no_place => {
-                match no_place {
-                    Err(_elapsed) => debug!(table, "No call ended in time to begin another."),
-                    Ok(_busy) => debug!(table, "Too many calls wait already."),
-                }
-                self.metrics.turned_away(CallOutcome::Busy);
-                return Err(spread(RETRY));
-            }
-        };
-
+        let _place = self.place(question.party, deadline).await?;
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
         let mut tried = vec![false; count];
         let mut soonest: Option<Duration> = None;
-        // Twice around: a resting endpoint is passed over for the healthy ones, and is the last
-        // resort when they fail as well.
-        for turn in 0..2 * count {
-            let now = clock::now();
-            let index = first.wrapping_add(turn) % count;
-            let endpoint = &self.endpoints[index];
-            if tried[index] || now >= deadline {
-                continue;
+        // Around again as long as that may help: a resting endpoint is passed over for the healthy
+        // ones, and is the last resort when they fail as well; of one that another call reaches for,
+        // there is to be news.
+        loop {
+            let mut news = pin!(self.news.notified());
+            news.as_mut().enable();
+            let (mut was_asked, mut is_news_due) = (false, false);
+            for turn in 0..count {
+                let now = clock::now();
+                let index = first.wrapping_add(turn) % count;
+                if tried[index] || now >= deadline {
+                    continue;
+                }
+                let others = (0..count).any(|other| {
+                    other != index && !tried[other] && self.endpoints[other].health.is_healthy()
+                });
+                let trial = match self.endpoints[index].health.turn(now, others) {
+                    Turn::Healthy => None,
+                    Turn::Trial(trial) => Some(trial),
+                    Turn::Probe(trial) => {
+                        self.pass_over();
+                        self.probe(index, trial);
+                        continue;
+                    }
+                    Turn::Resting(rest) => {
+                        self.pass_over();
+                        soonest = Some(soonest.map_or(rest, |soonest| soonest.min(rest)));
+                        continue;
+                    }
+                };
+                let call = self.call(index, trial, question, &read, doubt, deadline);
+                match call.await {
+                    Ok(answer) => return Ok(answer),
+                    Err(Failure::Awaited) => is_news_due = true,
+                    Err(_counted) => (tried[index], was_asked) = (true, true),
+                }
+                self.pass_over();
             }
-            let others = (0..count).any(|other| {
-                other != index && !tried[other] && self.endpoints[other].health.is_healthy()
-            });
-            let trial = match endpoint.health.turn(now, others) {
-                Turn::Healthy => None,
-                Turn::Trial(trial) => Some(trial),
-                Turn::Probe(trial) => {
-                    self.pass_over();
-                    self.probe(index, trial);
-                    continue;
-                }
-                Turn::Resting(rest) => {
-                    self.pass_over();
-                    soonest = Some(soonest.map_or(rest, |soonest| soonest.min(rest)));
-                    continue;
-                }
-            };
-            tried[index] = true;
-            let before = doubt.raise();
-            let tried = self.try_once(endpoint, question, &read, deadline).await;
-            let outcome = tried
-                .as_ref()
-                .err()
-                .map_or(CallOutcome::Ok, Failure::outcome);
-            self.metrics.called(outcome, now.elapsed());
-            match tried {
-                Ok(answer) => {
-                    doubt.set(before);
-                    if endpoint.health.succeeded() {
-                        info!(table, %endpoint, "The endpoint answers again.");
-                    }
-                    self.metrics.healthy(index, true);
-                    return Ok(answer);
-                }
-                Err(failure) => {
-                    self.pass_over();
-                    if matches!(failure, Failure::Unreachable(_)) {
-                        doubt.set(before);
-                    }
-                    self.count(index, &failure, trial.is_some());
-                }
+            if !was_asked && (!is_news_due || timeout_at(deadline, news).await.is_err()) {
+                break;
             }
         }
         if !tried.contains(&true) {
             self.metrics.turned_away(CallOutcome::Resting);
         }
-        Err(spread(soonest.unwrap_or(RETRY).max(RETRY)))
+        Err(NoAnswer {
+            retry: spread(soonest.unwrap_or(RETRY).max(RETRY)),
+            was_busy: false,
+        })
+    }
+
+    /// Waits until another call may be in flight.
+    async fn place(&self, party: Party, deadline: Instant) -> Result<Place, NoAnswer> {
+        let table = &self.settings.table;
+        match timeout_at(deadline, self.places.take(party)).await {
+            Ok(Ok(place)) => return Ok(place),
+            Ok(Err(_busy)) => debug!(table, "Too many calls wait already."),
+            Err(_elapsed) => debug!(table, "No call ended in time to begin another."),
+        }
+        self.metrics.turned_away(CallOutcome::Busy);
+        Err(NoAnswer {
+            retry: spread(RETRY),
+            was_busy: true,
+        })
     }
 
     /// Whose turn it was rests or gives no answer, and the next one is asked in its place. Else that
@@ -530,10 +529,44 @@ impl Client {
             let mut connector = client.link.read().connector.clone();
             match connector.call(endpoint.uri.clone()).await {
                 Ok(_reached) => endpoint.health.reached(),
-                Err(error) => client.count(index, &Failure::Unreachable(error.to_string()), true),
+                Err(error) if is_awaited(&error) => {}
+                Err(error) => client.count(index, &Failure::Unreachable(error.into()), true),
             }
             drop(trial);
         });
+    }
+
+    /// Calls an endpoint, whose `trial` that may be, and takes note of what comes of it.
+    async fn call<T>(
+        &self,
+        index: usize,
+        trial: Option<Trial>,
+        question: &Question,
+        read: &impl Fn(&[u8]) -> Result<T, String>,
+        doubt: &Doubt,
+        deadline: Instant,
+    ) -> Result<T, Failure> {
+        let (table, endpoint) = (&self.settings.table, &self.endpoints[index]);
+        let (before, began) = (doubt.is_there(), clock::now());
+        let answer = self.try_once(endpoint, question, read, doubt, deadline);
+        let answer = answer.await;
+        let outcome = match &answer {
+            Ok(_) => CallOutcome::Ok,
+            Err(Failure::Awaited) => return answer,
+            Err(failure) => failure.outcome(),
+        };
+        self.metrics.called(outcome, began.elapsed());
+        match &answer {
+            Ok(_) => {
+                doubt.set(before);
+                if endpoint.health.succeeded(clock::now()) {
+                    info!(table, %endpoint, "The endpoint answers again.");
+                }
+                self.metrics.healthy(index, true);
+            }
+            Err(failure) => self.count(index, failure, trial.is_some()),
+        }
+        answer
     }
 
     async fn try_once<T>(
@@ -541,15 +574,16 @@ impl Client {
         endpoint: &Endpoint,
         question: &Question,
         read: &impl Fn(&[u8]) -> Result<T, String>,
+        doubt: &Doubt,
         deadline: Instant,
     ) -> Result<T, Failure> {
         let all = self.settings.call_timeout;
         let left = deadline.saturating_duration_since(clock::now());
         let exchange = async {
-            match self.exchange(endpoint, question, read).await {
+            match self.exchange(endpoint, question, read, doubt).await {
                 // Perhaps a kept connection that the other side gave up in the same moment, as it
                 // does when it is started anew.
-                Err(Failure::Broken(_)) => self.exchange(endpoint, question, read).await,
+                Err(Failure::Broken(_)) => self.exchange(endpoint, question, read, doubt).await,
                 result => result,
             }
         };
@@ -565,6 +599,7 @@ impl Client {
         endpoint: &Endpoint,
         question: &Question,
         read: &impl Fn(&[u8]) -> Result<T, String>,
+        doubt: &Doubt,
     ) -> Result<T, Failure> {
         let link = Arc::clone(&self.link.read());
         let mut request = Request::builder()
@@ -581,12 +616,18 @@ impl Client {
         let request = request
             .body(Full::new(question.body.clone()))
             .expect("the parts of the request are valid");
+        let before = doubt.raise();
         let answer = link.pool.request(request).await.map_err(|error| {
-            let why = with_causes(&error);
-            if error.is_connect() {
-                Failure::Unreachable(why)
+            if !error.is_connect() {
+                return Failure::Broken(with_causes(&error));
+            }
+            // Nobody has got it this time.
+            doubt.set(before);
+            let cause = error.source().and_then(|cause| cause.downcast_ref());
+            if cause.is_some_and(is_awaited) {
+                Failure::Awaited
             } else {
-                Failure::Broken(why)
+                Failure::Unreachable(error.into())
             }
         })?;
         if answer.status() != StatusCode::OK {
@@ -671,8 +712,9 @@ impl Settings {
         })
     }
 
-    fn link(&self, material: Material, executor: OnLifecycle) -> Link {
+    fn link(&self, material: Material, endpoints: &Arc<[Endpoint]>, executor: OnLifecycle) -> Link {
         let connector = Connector {
+            endpoints: Arc::clone(endpoints),
             reach: self.reach.clone(),
             tls: material.tls.map(TlsConnector::from),
             limit: self.connect_timeout,
@@ -692,7 +734,7 @@ impl Settings {
     }
 }
 
-fn is_https(uri: &Uri) -> bool {
+pub(super) fn is_https(uri: &Uri) -> bool {
     uri.scheme_str() == Some("https")
 }
 
@@ -728,7 +770,7 @@ async fn read_body(mut body: Incoming, cap: usize) -> Result<Vec<u8>, Failure> {
 }
 
 /// An error and what caused it, on one line.
-fn with_causes(error: &dyn Error) -> String {
+pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -768,121 +810,5 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnLifec
                 } => {}
             }
         });
-    }
-}
-
-/// How machines are reached.
-#[derive(Clone)]
-pub(crate) enum Reach {
-    /// Over TCP.
-    Network,
-    /// Through pipes in this process, so that a test can stop the clock.
-    #[cfg(test)]
-    Pipes(Arc<Opener>),
-}
-
-#[cfg(test)]
-type Opener = dyn Fn(&Uri) -> BoxFuture<io::Result<tokio::io::DuplexStream>> + Send + Sync;
-
-pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// Reaches an endpoint, TLS included, within a limit.
-#[derive(Clone)]
-struct Connector {
-    reach: Reach,
-    tls: Option<TlsConnector>,
-    limit: Duration,
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Wire>;
-    type Error = io::Error;
-    type Future = BoxFuture<io::Result<Self::Response>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let it = self.clone();
-        Box::pin(async move {
-            let limit = it.limit;
-            timeout(limit, it.connect(uri)).await.unwrap_or_else(|_| {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long"))
-            })
-        })
-    }
-}
-
-impl Connector {
-    async fn connect(self, uri: Uri) -> io::Result<TokioIo<Wire>> {
-        let plain: Box<dyn Stream> = match &self.reach {
-            Reach::Network => {
-                let mut tcp = HttpConnector::new();
-                tcp.enforce_http(false);
-                tcp.set_nodelay(true);
-                let reached = tcp.call(uri.clone()).await;
-                Box::new(
-                    reached
-                        .map_err(|error| io::Error::other(with_causes(&error)))?
-                        .into_inner(),
-                )
-            }
-            #[cfg(test)]
-            Reach::Pipes(open) => Box::new(open(&uri).await?),
-        };
-        let Some(tls) = self.tls.filter(|_| is_https(&uri)) else {
-            return Ok(TokioIo::new(Wire(plain)));
-        };
-        let host = uri.host().unwrap_or_default();
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        let name = ServerName::try_from(host).map_err(io::Error::other)?;
-        Ok(TokioIo::new(Wire(Box::new(
-            tls.connect(name, plain).await?,
-        ))))
-    }
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// A connection, encrypted or not.
-struct Wire(Box<dyn Stream>);
-
-impl Connection for Wire {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

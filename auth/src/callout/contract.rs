@@ -30,8 +30,8 @@ const ROOMS: usize = 256;
 /// The most characters of what a client is told in place of the one text for failed log-ins.
 pub(crate) const PUBLIC_CHARS: usize = 200;
 /// The shortest and the longest that a client is told to wait.
-pub(crate) const SHORTEST_RETRY: Duration = Duration::from_millis(100);
-pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(300);
+const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 /// Names of the client's headers that are passed on: at most 32, none of those that carry
 /// credentials.
@@ -201,7 +201,7 @@ struct Answer {
     retry_ms: Option<u64>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Allow,
@@ -239,19 +239,38 @@ pub(crate) fn read(answer: &[u8], request: &AuthRequest) -> Result<Verdict, Stri
         }
         Word::Abstain => Verdict::Abstain,
         Word::Unavailable => Verdict::Unavailable {
-            retry: answer
-                .retry_ms
-                .map_or_else(|| spread(RETRY), Duration::from_millis)
-                .clamp(SHORTEST_RETRY, LONGEST_RETRY),
+            retry: retry(answer.retry_ms),
         },
     })
 }
 
+/// When to ask again, where it was answered that it is after so many milliseconds.
+pub(crate) fn retry(millis: Option<u64>) -> Duration {
+    millis
+        .map_or_else(|| spread(RETRY), Duration::from_millis)
+        .clamp(SHORTEST_RETRY, LONGEST_RETRY)
+}
+
+/// Whether an answer is of version `v` and has no field that does not go with its `verdict`; of each
+/// field its name, whether it is there, and with what it goes.
+pub(crate) fn check_fields<V: PartialEq>(
+    v: Option<u32>,
+    verdict: &V,
+    fields: &[(&str, bool, V)],
+) -> Result<(), String> {
+    if let Some(v) = v.filter(|v| *v != VERSION) {
+        return Err(format!("it is of version {v}, not {VERSION}"));
+    }
+    for (field, is_there, goes_with) in fields {
+        if *is_there && goes_with != verdict {
+            return Err(format!("`{field}` does not go with its verdict"));
+        }
+    }
+    Ok(())
+}
+
 impl Answer {
     fn check(&self) -> Result<(), String> {
-        if let Some(v) = self.v.filter(|v| *v != VERSION) {
-            return Err(format!("it is of version {v}, not {VERSION}"));
-        }
         let fields = [
             ("user", self.user.is_some(), Word::Allow),
             ("roles", self.roles.is_some(), Word::Allow),
@@ -262,11 +281,7 @@ impl Answer {
             ("public", self.public.is_some(), Word::Deny),
             ("retry_ms", self.retry_ms.is_some(), Word::Unavailable),
         ];
-        for (field, is_there, goes_with) in fields {
-            if is_there && goes_with != self.verdict {
-                return Err(format!("`{field}` does not go with its verdict"));
-            }
-        }
+        check_fields(self.v, &self.verdict, &fields)?;
         let long = |text: &String| {
             text.is_empty()
                 || text.chars().count() > PUBLIC_CHARS

@@ -6,6 +6,10 @@
 //! then one log-in is its trial. Where none is healthy, a log-in is the trial right away, since it
 //! has nothing to lose.
 //!
+//! Whether one is there that nobody has reached lately is for one call to find out, by reaching for
+//! it. Others that would have to do the same are passed on meanwhile; else all that come at once
+//! would wait for one that is dead before the first of them knew.
+//!
 //! An answer that makes no sense does not make an endpoint rest: else a peer who found out how to
 //! provoke one could shut out all others.
 
@@ -13,6 +17,7 @@ use std::{sync::Arc, time::Duration};
 
 use chinwag_core::clock::Instant;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// How often in a row an endpoint that can be reached may be sick before it rests.
 const STRIKES: u32 = 3;
@@ -20,16 +25,25 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// How often the same endpoint's faults are worth a warning.
 const WARN_EVERY: Duration = Duration::from_secs(10);
+/// How long one that was there is taken to be there still, so that many may reach for it at once.
+const LATELY: Duration = Duration::from_millis(100);
 
 /// What is known of an endpoint.
 #[derive(Debug)]
-pub(super) struct Health(Mutex<State>);
+pub(super) struct Health {
+    state: Mutex<State>,
+    news: Arc<Notify>,
+}
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     strikes: u32,
     rest: Option<Rest>,
     warned: Option<Instant>,
+    /// When it was last reached, or answered.
+    seen: Option<Instant>,
+    /// How many reach for it.
+    reaching: usize,
 }
 
 #[derive(Debug)]
@@ -70,9 +84,27 @@ impl Eq for Trial {}
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        if let Some(rest) = &mut self.0.0.lock().rest {
+        if let Some(rest) = &mut self.0.state.lock().rest {
             rest.on_trial = false;
         }
+    }
+}
+
+/// Somebody who reaches for an endpoint. Whether it is there should be known before this is dropped.
+#[derive(Debug)]
+pub(super) struct Reaching(Arc<Health>);
+
+impl Reaching {
+    /// It is there.
+    pub(super) fn succeeded(self, now: Instant) {
+        self.0.state.lock().seen = Some(now);
+    }
+}
+
+impl Drop for Reaching {
+    fn drop(&mut self) {
+        self.0.state.lock().reaching -= 1;
+        self.0.news.notify_waiters();
     }
 }
 
@@ -88,17 +120,17 @@ pub(super) enum Fault {
 }
 
 impl Health {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State {
-            strikes: 0,
-            rest: None,
-            warned: None,
-        })))
+    /// `news` wakes those who wait, whenever somebody does not reach for the endpoint any more.
+    pub(super) fn new(news: &Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            news: Arc::clone(news),
+        })
     }
 
     /// What may be asked of it now; `others` says whether a healthy one is left.
     pub(super) fn turn(self: &Arc<Self>, now: Instant, others: bool) -> Turn {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let Some(rest) = &mut state.rest else {
             return Turn::Healthy;
         };
@@ -117,27 +149,39 @@ impl Health {
     }
 
     pub(super) fn is_healthy(&self) -> bool {
-        self.0.lock().rest.is_none()
+        self.state.lock().rest.is_none()
+    }
+
+    /// Begins to reach for it. `None`: somebody does, and nobody has seen it lately.
+    pub(super) fn reach(self: &Arc<Self>, now: Instant) -> Option<Reaching> {
+        let mut state = self.state.lock();
+        let is_there = state.seen.is_some_and(|seen| now < seen + LATELY);
+        if state.reaching > 0 && !is_there {
+            return None;
+        }
+        state.reaching += 1;
+        Some(Reaching(Arc::clone(self)))
     }
 
     /// It could be reached: the next log-in may try it.
     pub(super) fn reached(&self) {
-        if let Some(rest) = &mut self.0.lock().rest {
+        if let Some(rest) = &mut self.state.lock().rest {
             rest.reachable = true;
         }
     }
 
     /// It did what it should. Says whether that is news.
-    pub(super) fn succeeded(&self) -> bool {
-        let mut state = self.0.lock();
+    pub(super) fn succeeded(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
         state.strikes = 0;
+        state.seen = Some(now);
         state.rest.take().is_some() | state.warned.take().is_some()
     }
 
     /// It did not. `decides` where the call was the endpoint's trial. Says whether that is worth a
     /// warning.
     pub(super) fn failed(&self, fault: Fault, decides: bool, now: Instant) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         match (&mut state.rest, fault) {
             (_, Fault::Odd) => {}
             // Calls that began before the rest have nothing to add to it.
@@ -170,8 +214,13 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use chinwag_core::clock::now;
+    use futures_util::future::poll_immediate;
 
     use super::*;
+
+    fn health() -> Arc<Health> {
+        Health::new(&Arc::default())
+    }
 
     fn after(secs: u64) -> Instant {
         now() + Duration::from_secs(secs)
@@ -179,7 +228,7 @@ mod tests {
 
     #[test]
     fn one_that_can_not_be_reached_rests_at_once_and_longer_each_time() {
-        let health = Health::new();
+        let health = health();
         let mut at = now();
         health.failed(Fault::Unreachable, false, at);
         for rest in [1, 2, 4, 8, 16, 30, 30] {
@@ -189,19 +238,19 @@ mod tests {
             assert!(matches!(health.turn(at, false), Turn::Trial(_)));
             health.failed(Fault::Unreachable, true, at);
         }
-        assert!(health.succeeded());
+        assert!(health.succeeded(now()));
         assert_eq!(health.turn(at, false), Turn::Healthy);
-        assert!(!health.succeeded(), "no news");
+        assert!(!health.succeeded(now()), "no news");
     }
 
     #[test]
     fn a_sick_one_rests_after_three_faults_in_a_row() {
-        let health = Health::new();
+        let health = health();
         for _ in 0..2 {
             for _ in 0..STRIKES - 1 {
                 health.failed(Fault::Sick, false, now());
             }
-            health.succeeded();
+            health.succeeded(now());
         }
         assert!(health.is_healthy());
         for _ in 0..STRIKES {
@@ -213,7 +262,7 @@ mod tests {
 
     #[test]
     fn odd_answers_never_make_it_rest() {
-        let health = Health::new();
+        let health = health();
         for _ in 0..1000 {
             health.failed(Fault::Odd, false, now());
         }
@@ -222,7 +271,7 @@ mod tests {
 
     #[test]
     fn one_call_is_the_trial_and_one_given_up_leaves_it_to_the_next() {
-        let health = Health::new();
+        let health = health();
         health.failed(Fault::Unreachable, false, now());
         let trial = health.turn(after(2), false);
         assert!(matches!(trial, Turn::Trial(_)));
@@ -233,7 +282,7 @@ mod tests {
 
     #[test]
     fn beside_healthy_ones_it_has_to_be_reached_before_a_log_in_tries_it() {
-        let health = Health::new();
+        let health = health();
         health.failed(Fault::Unreachable, false, now());
         assert!(matches!(health.turn(after(2), true), Turn::Probe(_)));
         health.failed(Fault::Unreachable, true, now());
@@ -248,7 +297,7 @@ mod tests {
 
     #[test]
     fn calls_from_before_the_rest_do_not_prolong_it() {
-        let health = Health::new();
+        let health = health();
         let at = now();
         for _ in 0..64 {
             health.failed(Fault::Unreachable, false, at);
@@ -257,8 +306,39 @@ mod tests {
     }
 
     #[test]
+    fn one_at_a_time_reaches_for_what_nobody_has_seen_lately() {
+        let health = health();
+        let at = now();
+        let first = health.reach(at).unwrap();
+        assert!(health.reach(at).is_none(), "the first is to find out");
+        drop(first);
+        let second = health.reach(at).unwrap();
+        assert!(health.reach(at).is_none(), "the first has not");
+        second.succeeded(at);
+        let many = [(); 9].map(|()| health.reach(at + LATELY / 2));
+        assert!(many.iter().all(Option::is_some));
+        assert!(health.reach(at + LATELY).is_none(), "that is too long ago");
+        health.succeeded(at + LATELY);
+        assert!(health.reach(at + LATELY).is_some(), "it has answered");
+        drop(many);
+        assert!(health.reach(after(9)).is_some(), "nobody else does");
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_hear_that_somebody_reaches_no_more() {
+        let news = Arc::new(Notify::new());
+        let health = Health::new(&news);
+        let reaching = health.reach(now()).unwrap();
+        let mut heard = std::pin::pin!(news.notified());
+        heard.as_mut().enable();
+        assert!(poll_immediate(heard.as_mut()).await.is_none());
+        drop(reaching);
+        assert!(poll_immediate(heard).await.is_some());
+    }
+
+    #[test]
     fn warnings_are_rare() {
-        let health = Health::new();
+        let health = health();
         let at = now();
         assert!(health.failed(Fault::Odd, false, at));
         assert!(!health.failed(Fault::Odd, false, at + WARN_EVERY / 2));

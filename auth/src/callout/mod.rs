@@ -3,10 +3,12 @@
 //! - Whoever is asked may be slow, dead or talk nonsense. None of that lets anybody in and none of
 //!   it is held against a client: it is "can't tell now".
 //! - Every wait has a limit and every queue a bound, so one log-in's trouble is not another's.
-//! - Nothing that a log-in presents is repeated in a log or an error, whatever comes back.
+//! - Nothing that opens anything is repeated in a log or an error, whatever comes back.
 
 #[cfg(feature = "_client")]
 pub(crate) mod client;
+#[cfg(feature = "_client")]
+pub(crate) mod connect;
 #[cfg(feature = "_contract")]
 pub(crate) mod contract;
 #[cfg(feature = "_client")]
@@ -27,17 +29,20 @@ pub(crate) mod tls;
 use std::{
     hash::{BuildHasher, RandomState},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use chinwag_core::{
     config::Span,
-    plugin::{AuthenticatorContext, BuildError, Meter, SessionManagerContext},
+    plugin::{AuthenticatorContext, BuildError, Meter, SessionManagerContext, Verdict},
 };
 
 #[cfg(feature = "_contract")]
-pub(crate) use self::secrets::Secrets;
+pub(crate) use self::secrets::{Secrets, without_tokens};
 
 /// When to try again after something went wrong that may be right the next time.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
@@ -64,25 +69,29 @@ pub(crate) struct Asker<'a> {
     pub(crate) timeout: Duration,
 }
 
+impl<'a> Asker<'a> {
+    /// The one that has `timeout` for a table.
+    fn new(table: String, base: &'a Path, meter: &'a Meter, timeout: Duration) -> Self {
+        Self {
+            table,
+            base,
+            meter,
+            timeout: timeout.mul_f64(0.9),
+        }
+    }
+}
+
 impl<'a> From<&'a AuthenticatorContext> for Asker<'a> {
     fn from(cx: &'a AuthenticatorContext) -> Self {
-        Self {
-            table: format!("authenticators.{}", cx.name),
-            base: &cx.base,
-            meter: &cx.meter,
-            timeout: within(cx.timeout),
-        }
+        let table = format!("authenticators.{}", cx.name);
+        Self::new(table, &cx.base, &cx.meter, cx.timeout)
     }
 }
 
 impl<'a> From<&'a SessionManagerContext> for Asker<'a> {
     fn from(cx: &'a SessionManagerContext) -> Self {
-        Self {
-            table: format!("session_managers.{}", cx.name),
-            base: &cx.base,
-            meter: &cx.meter,
-            timeout: within(cx.timeout),
-        }
+        let table = format!("session_managers.{}", cx.name);
+        Self::new(table, &cx.base, &cx.meter, cx.timeout)
     }
 }
 
@@ -93,9 +102,9 @@ pub(crate) const fn default_queue() -> usize {
 }
 
 /// Whether a question may have reached somebody who then gave no answer: what it asks for may have
-/// been done.
-#[derive(Debug, Default)]
-pub(crate) struct Doubt(AtomicBool);
+/// been done. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Doubt(Arc<AtomicBool>);
 
 impl Doubt {
     /// There is doubt from now on; says whether there was before.
@@ -107,9 +116,25 @@ impl Doubt {
         self.0.store(is_there, Ordering::Release);
     }
 
-    #[cfg(feature = "_contract")]
+    /// Of one who gives up a question and then looks here, and one who raises doubt and then looks
+    /// whether the question is given up, at least one sees what the other did: both write.
     pub(crate) fn is_there(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.fetch_or(false, Ordering::AcqRel)
+    }
+}
+
+/// A question has no answer. Why is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoAnswer {
+    /// When to try again.
+    pub(crate) retry: Duration,
+    /// Nobody was asked: too many other questions were.
+    pub(crate) was_busy: bool,
+}
+
+impl From<NoAnswer> for Verdict {
+    fn from(none: NoAnswer) -> Self {
+        Self::Unavailable { retry: none.retry }
     }
 }
 
@@ -119,11 +144,6 @@ pub(crate) fn spread(retry: Duration) -> Duration {
     // Seeded anew for each; no more randomness is needed than that two differ.
     let random = RandomState::new().hash_one(()) % 1024;
     retry + retry.mul_f64(random as f64 / 1024.0)
-}
-
-/// How much of `timeout` may be spent.
-fn within(timeout: Duration) -> Duration {
-    timeout.mul_f64(0.9)
 }
 
 /// How long one call may take out of the `timeout` for all: what `call_timeout` says, else two

@@ -17,6 +17,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    pin::pin,
     process::Stdio,
     sync::{
         Arc,
@@ -43,7 +44,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Asker, Doubt, RETRY, Secrets, call_timeout,
+    Asker, Doubt, NoAnswer, RETRY, Secrets, call_timeout,
     lines::{Lines, Long},
     spread,
 };
@@ -240,6 +241,8 @@ pub(crate) struct Question {
 struct Job {
     question: Question,
     reply: Reply,
+    /// Raised when a program gets the question.
+    doubt: Doubt,
 }
 
 type Reply = oneshot::Sender<Result<Vec<u8>, Lost>>;
@@ -248,9 +251,10 @@ type Reply = oneshot::Sender<Result<Vec<u8>, Lost>>;
 enum Lost {
     /// Every program rests, for so long.
     Resting(Duration),
-    /// Too many wait.
+    /// Too many wait, or no program was free in time.
     Busy,
     Unstartable,
+    /// The program that had it took too long.
     Late,
     /// The program that had it is no more.
     Broken,
@@ -331,18 +335,14 @@ impl Programs {
     /// Asks one of the programs: the answer is a JSON object with the question's `id`, which `read`
     /// makes sense of. `doubt` is there when a program may have got the question and gave no answer.
     /// Dropping the future gives up waiting.
-    ///
-    /// # Errors
-    /// When to try again. What went wrong is in the log.
     pub(crate) async fn ask<T>(
         &self,
         question: Question,
         read: impl FnOnce(&[u8]) -> Result<T, String>,
         doubt: &Doubt,
-    ) -> Result<T, Duration> {
+    ) -> Result<T, NoAnswer> {
         let began = clock::now();
-        let before = doubt.raise();
-        let answer = self.exchange(question).await;
+        let answer = self.exchange(question, doubt).await;
         let answer = answer.and_then(|answer| read(&answer).map_err(Lost::Senseless));
         let metrics = &self.shared.metrics;
         match &answer {
@@ -351,28 +351,39 @@ impl Programs {
             Err(lost) => metrics.called(lost.outcome(), began.elapsed()),
         }
         match &answer {
-            Ok(_) | Err(Lost::Resting(_) | Lost::Busy | Lost::Unstartable) => doubt.set(before),
+            Ok(_) => doubt.set(false),
             Err(Lost::Senseless(error)) => {
                 let table = &self.shared.settings.table;
                 warn!(table, error, "A program's answer makes no sense.");
             }
             Err(_) => {}
         }
-        answer.map_err(|lost| lost.retry())
+        answer.map_err(|lost| NoAnswer {
+            retry: lost.retry(),
+            was_busy: matches!(lost, Lost::Busy),
+        })
     }
 
-    async fn exchange(&self, mut question: Question) -> Result<Vec<u8>, Lost> {
+    async fn exchange(&self, mut question: Question, doubt: &Doubt) -> Result<Vec<u8>, Lost> {
+        let table = &self.shared.settings.table;
         let deadline = clock::now() + self.shared.settings.timeout;
         question.line.push(b'\n');
         let (reply, answer) = oneshot::channel();
-        self.shared.push(Job { question, reply })?;
+        self.shared.push(Job {
+            question,
+            reply,
+            doubt: doubt.clone(),
+        })?;
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_dropped)) => Err(Lost::Broken),
-            Err(_elapsed) => {
-                let table = &self.shared.settings.table;
-                debug!(table, "No program answered in time.");
+            Err(_elapsed) if doubt.is_there() => {
+                debug!(table, "A program did not answer in time.");
                 Err(Lost::Late)
+            }
+            Err(_elapsed) => {
+                debug!(table, "No program was free in time.");
+                Err(Lost::Busy)
             }
         }
     }
@@ -417,7 +428,10 @@ impl Shared {
     /// Waits for the next question. Cancel safe.
     async fn wait(&self) -> (Job, Place<'_>) {
         loop {
-            let arrived = self.arrived.notified();
+            let mut arrived = pin!(self.arrived.notified());
+            // Before the look: else two that arrive right after it would wake but one of those who
+            // have found nothing.
+            arrived.as_mut().enable();
             if let Some(job) = self.pop() {
                 return job;
             }
@@ -442,7 +456,7 @@ impl Shared {
 
     /// Has one program running whenever it is needed, until `stop`.
     async fn keep_up(&self, index: usize, stop: impl Future<Output = ()>) {
-        let mut stop = std::pin::pin!(stop);
+        let mut stop = pin!(stop);
         let table = &self.settings.table;
         let mut length = FIRST_REST;
         loop {
@@ -616,7 +630,16 @@ impl Program {
         let mut next = Some(first);
         let (mut stopping, mut speaks) = (false, true);
         loop {
-            if let Some((Job { question, reply }, _place)) = next.take() {
+            if let Some((job, _place)) = next.take() {
+                let Job {
+                    question,
+                    reply,
+                    doubt,
+                } = job;
+                doubt.raise();
+                if reply.is_closed() {
+                    continue; // Given up before there was doubt, and nobody looks for it any more.
+                }
                 unwritten.extend(&question.line);
                 self.recent.truncate(REMEMBERED - 1);
                 self.recent.push_front(question.secrets);

@@ -1,9 +1,13 @@
-//! Keeps what a log-in presents out of what is logged, also where somebody sends it back.
+//! Keeps what logs in, and what steers sessions, out of what is logged, also where somebody sends it
+//! back.
 
 use chinwag_core::plugin::Credentials;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::one_line;
+
+/// How many characters the secret of a session's token has: 128 bits in base64url.
+const TOKEN_CHARS: usize = 22;
 
 /// What a log-in presents and nobody may read.
 #[derive(Debug, Clone, Default)]
@@ -20,10 +24,11 @@ impl Secrets {
         )
     }
 
-    /// A token alone.
-    #[cfg(feature = "http")]
+    /// The token that steers a session. What comes before its dot is no secret.
     pub(crate) fn of_token(token: &SecretString) -> Self {
-        Self(vec![token.clone()])
+        let token = token.expose_secret();
+        let secret = token.rsplit_once('.').map_or(token, |(_, secret)| secret);
+        Self(vec![secret.into()])
     }
 
     /// Whether `text` repeats a secret, as it is or as JSON writes it.
@@ -46,8 +51,25 @@ impl Secrets {
     }
 }
 
+/// `text`, in which a session manager is quoted, as a log may have it. Such a manager knows the tokens
+/// of all its sessions and may put any of them anywhere; so with a word that is long enough to be one,
+/// it is left out.
+pub(crate) fn without_tokens(text: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let mut words = text.split(|c| !is_part(c));
+    if words.any(|word| word.len() >= TOKEN_CHARS) {
+        "(left out: it may have the token of a session)".to_owned()
+    } else {
+        one_line(text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use chinwag_core::plugin::{AuthFacts, ControlDesk, SessionControl};
+
     use super::*;
 
     #[test]
@@ -58,6 +80,26 @@ mod tests {
             assert!(!scrubbed.contains("ter"), "{scrubbed}");
         }
         assert_eq!(secrets.scrub("wrong for alice"), "wrong for alice");
+    }
+
+    #[test]
+    fn what_has_the_token_of_any_session_is_left_out_and_what_has_none_is_not() {
+        let facts = AuthFacts::new("k1", "alice", Ipv4Addr::LOCALHOST.into());
+        let admit = || ControlDesk::default().admit(&facts, &SessionControl::default());
+        for _ in 0..100 {
+            let pass = admit().unwrap();
+            let token = pass.token().expose_secret();
+            let (_, secret) = token.split_once('.').unwrap();
+            let secrets = Secrets::of_token(pass.token());
+            for told in [token, secret] {
+                let told = format!("unknown variant `{told}`, expected `done`");
+                let left = without_tokens(&told);
+                assert!(!left.contains(secret), "{left}");
+                assert!(secrets.are_in(&told));
+            }
+        }
+        let told = "unknown field `contextt`, expected one of `verdict`, `timeout_ms`\nat line 1";
+        assert_eq!(without_tokens(told), told.replace('\n', "\\n"));
     }
 
     #[test]

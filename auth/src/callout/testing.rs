@@ -140,7 +140,7 @@ mod backend {
     use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, duplex};
 
     use super::*;
-    use crate::callout::client::{BoxFuture, Reach};
+    use crate::callout::connect::{BoxFuture, Reach};
 
     /// An HTTP server whose behaviour a test changes as it goes.
     pub(crate) struct Backend {

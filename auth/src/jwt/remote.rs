@@ -146,7 +146,7 @@ impl Remote {
                     state.failed = None;
                 }
                 // The client has said why.
-                Err(_retry) => state.failed = Some(now + PAUSE),
+                Err(_no_answer) => state.failed = Some(now + PAUSE),
             }
             drop(state);
             it.ended.send_replace(());

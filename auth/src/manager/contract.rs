@@ -5,6 +5,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use bytes::Bytes;
 use chinwag_core::{
     RoomPattern,
     plugin::{AuthFacts, EndCause, Order, PrincipalLimits, SessionData, Stay},
@@ -15,9 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     callout::{
-        RETRY, Secrets,
-        contract::{LONGEST_RETRY, PUBLIC_CHARS, SHORTEST_RETRY, Tls, VERSION},
-        spread,
+        Secrets,
+        contract::{PUBLIC_CHARS, Tls, VERSION, check_fields, retry},
     },
     fair::Party,
 };
@@ -90,8 +90,6 @@ impl<'a> From<&'a Stay> for Place<'a> {
 #[serde(rename_all = "snake_case")]
 struct Wire<'a> {
     v: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<u64>,
     r#type: &'static str,
     #[serde(flatten)]
     session: Option<Session<'a>>,
@@ -161,11 +159,10 @@ impl Message<'_> {
         }
     }
 
-    /// As JSON on one line; `id` numbers it where answers may come in another order.
-    pub(super) fn encode(&self, id: Option<u64>) -> Vec<u8> {
+    /// As JSON on one line.
+    pub(super) fn encode(&self) -> Bytes {
         let mut wire = Wire {
             v: VERSION,
-            id,
             r#type: "hello",
             session: None,
             facts: None,
@@ -220,8 +217,20 @@ impl Message<'_> {
                 wire.cause = Some(cause.code());
             }
         }
-        serde_json::to_vec(&wire).expect("strings and numbers can be written as JSON")
+        let text = serde_json::to_vec(&wire).expect("strings and numbers can be written as JSON");
+        // It may be kept for a while, and is counted by its length.
+        text.into_boxed_slice().into()
     }
+}
+
+/// An encoded message with the number that its answer is told by, where answers may come in another
+/// order.
+#[cfg(any(feature = "exec", test))]
+pub(super) fn numbered(message: &[u8], id: u64) -> Vec<u8> {
+    let fields = message.strip_prefix(b"{").expect("it is an object");
+    let mut numbered = format!("{{\"id\":{id},").into_bytes();
+    numbered.extend_from_slice(fields);
+    numbered
 }
 
 /// What a manager says to [`Message::Create`] and [`Message::Joined`].
@@ -300,7 +309,7 @@ struct FilterFields {
     commands: Option<Vec<String>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Allow,
@@ -318,16 +327,17 @@ pub(super) enum Asked {
     Notice,
 }
 
-/// Reads an answer to [`Message::Create`] or [`Message::Joined`].
+/// Reads an answer to [`Message::Create`] or [`Message::Joined`]. A client is never told what is in
+/// `secrets`.
 ///
 /// # Errors
-/// What is wrong with it, for the log: no secret is in there.
+/// What is wrong with it; it may be quoted there.
 pub(super) fn read(answer: &[u8], asked: Asked, secrets: &Secrets) -> Result<Answer, String> {
-    let said = parse(answer, asked, secrets)?;
+    let said = parse(answer, asked)?;
     Ok(match said.verdict {
         Word::Allow => Answer::Allow(said.allowed()?),
         Word::Refuse => Answer::Refuse(said.reason(secrets)?),
-        Word::Unavailable => Answer::Unavailable(said.retry()),
+        Word::Unavailable => Answer::Unavailable(retry(said.retry_ms)),
         Word::Done => return Err("`done` is no answer to a question".into()),
     })
 }
@@ -337,24 +347,17 @@ pub(super) fn read(answer: &[u8], asked: Asked, secrets: &Secrets) -> Result<Ans
 /// # Errors
 /// As for [`read`].
 pub(super) fn read_noted(answer: &[u8]) -> Result<Option<Duration>, String> {
-    let said = parse(answer, Asked::Notice, &Secrets::default())?;
+    let said = parse(answer, Asked::Notice)?;
     match said.verdict {
         Word::Done => Ok(None),
-        Word::Unavailable => Ok(Some(said.retry())),
+        Word::Unavailable => Ok(Some(retry(said.retry_ms))),
         Word::Allow | Word::Refuse => Err("a notice is answered with `done`".into()),
     }
 }
 
-fn parse(answer: &[u8], asked: Asked, secrets: &Secrets) -> Result<Said, String> {
-    let said: Said = serde_json::from_slice(answer).map_err(|error| {
-        format!(
-            "it is none of the contract: {}",
-            secrets.scrub(&error.to_string())
-        )
-    })?;
-    if let Some(v) = said.v.filter(|v| *v != VERSION) {
-        return Err(format!("it is of version {v}, not {VERSION}"));
-    }
+fn parse(answer: &[u8], asked: Asked) -> Result<Said, String> {
+    let said: Said = serde_json::from_slice(answer)
+        .map_err(|error| format!("it is none of the contract: {error}"))?;
     let fields = [
         ("context", said.context.is_some(), Word::Allow),
         ("filter", said.filter.is_some(), Word::Allow),
@@ -362,11 +365,7 @@ fn parse(answer: &[u8], asked: Asked, secrets: &Secrets) -> Result<Said, String>
         ("reason", said.reason.is_some(), Word::Refuse),
         ("retry_ms", said.retry_ms.is_some(), Word::Unavailable),
     ];
-    for (field, is_there, goes_with) in fields {
-        if is_there && goes_with != said.verdict {
-            return Err(format!("`{field}` does not go with its verdict"));
-        }
-    }
+    check_fields(said.v, &said.verdict, &fields)?;
     if asked != Asked::Create && (said.filter.is_some() || said.timeout_ms.is_some()) {
         return Err("`filter` and `timeout_ms` are for `create`".into());
     }
@@ -401,12 +400,6 @@ impl Said {
             return Err("its `reason` repeats the token".into());
         }
         Ok(reason)
-    }
-
-    fn retry(&self) -> Duration {
-        self.retry_ms
-            .map_or_else(|| spread(RETRY), Duration::from_millis)
-            .clamp(SHORTEST_RETRY, LONGEST_RETRY)
     }
 }
 
@@ -505,13 +498,14 @@ mod tests {
             },
         ];
         for message in messages {
-            for id in [None, Some(7)] {
-                let text = message.encode(id);
+            let text = message.encode();
+            for (text, id) in [(text.to_vec(), Value::Null), (numbered(&text, 7), 7.into())] {
                 assert!(!text.contains(&b'\n'), "a message is one line");
                 let value: Value = serde_json::from_slice(&text).unwrap();
                 if let Err(error) = schema.validate(&value) {
                     panic!("{value}: {error}");
                 }
+                assert_eq!(value["id"], id);
             }
         }
     }
@@ -523,7 +517,7 @@ mod tests {
             facts: &facts,
             control: None,
         };
-        let value: Value = serde_json::from_slice(&message.encode(None)).unwrap();
+        let value: Value = serde_json::from_slice(&message.encode()).unwrap();
         assert_eq!(value["rooms"], json!(["lobby", "team:*"]));
         assert_eq!(value["expires_at"], 1_795_305_600_123_u64);
         assert_eq!(
@@ -563,7 +557,7 @@ mod tests {
                 data: None,
                 cause,
             };
-            let value: Value = serde_json::from_slice(&message.encode(None)).unwrap();
+            let value: Value = serde_json::from_slice(&message.encode()).unwrap();
             ["over", "cause"].map(|key| value[key].as_str().unwrap().to_owned())
         };
         assert_eq!(
@@ -589,7 +583,7 @@ mod tests {
                 data: None,
                 cause,
             };
-            let value: Value = serde_json::from_slice(&message.encode(None)).unwrap();
+            let value: Value = serde_json::from_slice(&message.encode()).unwrap();
             assert!(schema.is_valid(&value), "{value}");
         }
     }
@@ -693,12 +687,11 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_passed_on() {
+    fn a_client_is_never_told_a_token() {
         let secrets = Secrets::of_token(&SecretString::from("K3y.s3cret"));
         for answer in [
             json!({"verdict": "refuse", "reason": "no K3y.s3cret"}),
-            json!({"verdict": "K3y.s3cret"}),
-            json!({"verdict": "allow", "K3y.s3cret": 1}),
+            json!({"verdict": "refuse", "reason": "no s3cret"}),
         ] {
             let error = read(answer.to_string().as_bytes(), Asked::Create, &secrets).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");

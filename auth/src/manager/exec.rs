@@ -1,8 +1,9 @@
 //! `kind = "exec"`: a program on this machine manages sessions.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chinwag_core::{
     Lifecycle, NoticeMetrics, Refusal,
     config::Span,
@@ -16,12 +17,16 @@ use serde::Deserialize;
 use tracing::debug;
 
 use super::{
-    Admission, Line, Message, Notices, Outbox, Remote,
+    Admission, Line, Notices, Outbox, Remote,
+    contract::numbered,
     orders::{Given, outcome},
 };
-use crate::callout::{
-    self, Doubt, Secrets,
-    programs::{self, Keys, Programs, Question, Taken, Unasked},
+use crate::{
+    callout::{
+        self, Doubt, NoAnswer, Secrets,
+        programs::{self, Keys, Programs, Question, Taken, Unasked},
+    },
+    fair::Party,
 };
 
 /// The longest line of a program.
@@ -167,17 +172,18 @@ pub(super) struct ProgramLine {
 impl Line for ProgramLine {
     async fn say<T: Send>(
         &self,
-        message: &Message<'_>,
-        secrets: &Secrets,
+        party: Party,
+        message: Bytes,
         read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
         doubt: &Doubt,
-    ) -> Result<T, Duration> {
+    ) -> Result<T, NoAnswer> {
         let id = self.programs.id();
         let question = Question {
             id,
-            party: message.party(),
-            line: message.encode(Some(id)),
-            secrets: secrets.clone(),
+            party,
+            line: numbered(&message, id),
+            // A program needs no token to steer sessions, and is told none.
+            secrets: Secrets::default(),
         };
         self.programs.ask(question, read, doubt).await
     }

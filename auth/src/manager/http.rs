@@ -1,9 +1,10 @@
 //! `kind = "http"`: another server manages sessions.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use ::http::Method;
 use async_trait::async_trait;
+use bytes::Bytes;
 use chinwag_core::{
     Lifecycle, NoticeMetrics,
     config::Span,
@@ -15,10 +16,14 @@ use chinwag_core::{
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::{Admission, Line, Message, Notices, Outbox, Remote};
-use crate::callout::{
-    self, Doubt, Secrets,
-    client::{self, Client, Keys, Question, Reach},
+use super::{Admission, Line, Notices, Outbox, Remote};
+use crate::{
+    callout::{
+        self, Doubt, NoAnswer,
+        client::{self, Client, Keys, Question},
+        connect::Reach,
+    },
+    fair::Party,
 };
 
 /// The table of a session manager at HTTP endpoints.
@@ -122,15 +127,15 @@ pub(super) struct Endpoints {
 impl Line for Endpoints {
     async fn say<T: Send>(
         &self,
-        message: &Message<'_>,
-        _: &Secrets,
+        party: Party,
+        message: Bytes,
         read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
         doubt: &Doubt,
-    ) -> Result<T, Duration> {
+    ) -> Result<T, NoAnswer> {
         let question = Question {
-            party: message.party(),
+            party,
             method: Method::POST,
-            body: message.encode(None).into(),
+            body: message,
         };
         self.client.ask(&question, read, doubt).await
     }

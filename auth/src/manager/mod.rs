@@ -25,6 +25,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use chinwag_core::{
     Lifecycle,
     plugin::{
@@ -34,6 +35,7 @@ use chinwag_core::{
 };
 use parking_lot::Mutex;
 use secrecy::SecretString;
+use tokio::task::yield_now;
 
 #[cfg(feature = "exec")]
 pub use self::exec::ExecManager;
@@ -41,10 +43,13 @@ pub use self::exec::ExecManager;
 pub use self::http::HttpManager;
 pub use self::notices::Notices;
 use self::{
-    contract::{Answer, Asked, Message},
-    notices::{Heard, Notice, Outbox},
+    contract::{Answer, Asked, Message, Session},
+    notices::{Notice, Outbox},
 };
-use crate::callout::{Doubt, Secrets};
+use crate::{
+    callout::{Doubt, NoAnswer, Secrets, without_tokens},
+    fair::Party,
+};
 
 /// How many notices are told at the same time, at most.
 const TELLERS: usize = 8;
@@ -53,18 +58,15 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// The way to whoever manages the sessions.
 trait Line: Send + Sync + 'static {
-    /// Asks, and gives what `read` makes of the answer. What is in `secrets` is kept out of logs, and
-    /// `doubt` is there when somebody may have got the message and gave no answer.
-    ///
-    /// # Errors
-    /// When to try again; why is in the log.
+    /// Asks, when it is `party`'s turn, and gives what `read` makes of the answer. `doubt` is there
+    /// when somebody may have got the message and gave no answer.
     fn say<T: Send>(
         &self,
-        message: &Message<'_>,
-        secrets: &Secrets,
+        party: Party,
+        message: Bytes,
         read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
         doubt: &Doubt,
-    ) -> impl Future<Output = Result<T, Duration>> + Send;
+    ) -> impl Future<Output = Result<T, NoAnswer>> + Send;
 
     /// Lets the other side steer a session until what comes back is dropped.
     fn admit(&self, facts: &AuthFacts, control: &SessionControl) -> Admission;
@@ -78,20 +80,52 @@ struct Admission {
     _held: Option<Box<dyn Any + Send + Sync>>,
 }
 
+/// A line, and whether somebody is at its other end.
+struct Contact<L> {
+    line: L,
+    /// The last call that was made had an answer.
+    is_ready: AtomicBool,
+}
+
+impl<L: Line> Contact<L> {
+    /// Says `message`. Whatever is said there goes through here, and so does every word of an answer
+    /// that may get into a log.
+    async fn say<T: Send>(
+        &self,
+        party: Party,
+        message: Bytes,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        doubt: &Doubt,
+    ) -> Result<T, NoAnswer> {
+        let read = |answer: &[u8]| read(answer).map_err(|why| without_tokens(&why));
+        let answer = self.line.say(party, message, read, doubt).await;
+        let was_called = !answer.as_ref().is_err_and(|none| none.was_busy);
+        if was_called {
+            self.is_ready.store(answer.is_ok(), Ordering::Release);
+        }
+        answer
+    }
+
+    /// Says what is but told; `Some`: it is to be told again, not before so long.
+    async fn tell(&self, message: Bytes) -> Result<Option<Duration>, NoAnswer> {
+        let (read, doubt) = (contract::read_noted, Doubt::default());
+        self.say(Party::SERVER, message, read, &doubt).await
+    }
+}
+
 /// A manager at the other end of a line.
 struct Remote<L> {
-    line: Arc<L>,
+    contact: Arc<Contact<L>>,
     outbox: Arc<Outbox>,
     wants_stays: bool,
-    /// The last call that was made had an answer.
-    is_ready: Arc<AtomicBool>,
 }
 
 /// What is kept of a session, in its context.
 struct Held {
-    facts: Arc<AuthFacts>,
+    key: Arc<str>,
+    user: Arc<str>,
     data: Option<Arc<SessionData>>,
-    /// What the other side was told and must not come back in its answers.
+    /// What the other side was told and the client must not be.
     secrets: Secrets,
     /// `None`: it is over.
     admission: Mutex<Option<Admission>>,
@@ -99,18 +133,27 @@ struct Held {
 
 impl Held {
     /// That it is over, or that `stay` of it is.
-    fn notice(
-        &self,
-        data: Option<Arc<SessionData>>,
-        cause: EndCause,
-        stay: Option<&Stay>,
-    ) -> Notice {
+    fn notice(&self, data: Option<&SessionData>, cause: EndCause, stay: Option<&Stay>) -> Notice {
+        let session = Session {
+            session: &self.key,
+            user: &self.user,
+        };
+        let message = match stay {
+            Some(stay) => Message::Left {
+                session,
+                stay: stay.into(),
+                data,
+                cause,
+            },
+            None => Message::Ended {
+                session,
+                data,
+                cause,
+            },
+        };
         Notice {
-            key: Arc::clone(&self.facts.key),
-            user: Arc::clone(&self.facts.user),
-            data,
-            cause,
-            stay: stay.map(|stay| (stay.number, Arc::clone(&stay.room))),
+            key: Arc::clone(&self.key),
+            message: message.encode(),
         }
     }
 }
@@ -126,23 +169,25 @@ impl<L: Line> Remote<L> {
         lifecycle: &Lifecycle,
         own: Lifecycle,
     ) -> Self {
+        let is_ready = AtomicBool::new(false);
         let remote = Self {
-            line: Arc::new(line),
+            contact: Arc::new(Contact { line, is_ready }),
             outbox: Arc::new(outbox),
             wants_stays,
-            is_ready: Arc::new(AtomicBool::new(false)),
         };
         for _ in 0..tellers.clamp(1, TELLERS) {
-            let (line, outbox) = (Arc::clone(&remote.line), Arc::clone(&remote.outbox));
-            let (ears, is_ready) = (own.clone(), Arc::clone(&remote.is_ready));
+            let (contact, outbox) = (Arc::clone(&remote.contact), Arc::clone(&remote.outbox));
+            let ears = own.clone();
             own.spawn(async move {
                 loop {
-                    let (key, notice) = tokio::select! {
+                    let Notice { key, message } = tokio::select! {
                         next = outbox.next() => next,
                         () = ears.draining() => return,
                     };
-                    let heard = tell(&*line, &notice, &is_ready).await;
+                    let heard = contact.tell(message).await.into();
                     outbox.settle(key, heard);
+                    // Where nobody can be asked, nothing above has waited.
+                    yield_now().await;
                 }
             });
         }
@@ -160,27 +205,9 @@ impl<L: Line> Remote<L> {
         remote
     }
 
-    async fn ask<T: Send>(
-        &self,
-        message: &Message<'_>,
-        secrets: &Secrets,
-        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
-        doubt: &Doubt,
-    ) -> Result<T, Duration> {
-        let answer = self.line.say(message, secrets, read, doubt).await;
-        self.is_ready.store(answer.is_ok(), Ordering::Release);
-        answer
-    }
-
     /// Asks about a stay, of which nobody knows yet whether it begins.
-    async fn ask_joined(&self, held: &Arc<Held>, stay: &Stay) -> Result<Context, Refused> {
-        let unsettled = Unsettled {
-            outbox: &self.outbox,
-            held,
-            stay: Some(stay),
-            doubt: Doubt::default(),
-            is_settled: false,
-        };
+    async fn ask_joined(&self, held: &Held, stay: &Stay) -> Result<Context, Refused> {
+        let unsettled = Unsettled::new(&self.outbox, held, Some(stay));
         let message = Message::Joined {
             stay,
             data: held.data.as_deref(),
@@ -192,7 +219,7 @@ impl<L: Line> Remote<L> {
             }
             Ok(answer)
         };
-        let answer = self.ask(&message, &held.secrets, read, &unsettled.doubt);
+        let answer = self.ask(&message, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
         unsettled.settle();
         // Without one of its own, look-ups go on in that of the session.
@@ -200,9 +227,18 @@ impl<L: Line> Remote<L> {
         Ok(with_data(data))
     }
 
+    async fn ask(
+        &self,
+        message: &Message<'_>,
+        read: impl Fn(&[u8]) -> Result<Answer, String> + Send + Sync,
+        doubt: &Doubt,
+    ) -> Result<Answer, NoAnswer> {
+        let (party, message) = (message.party(), message.encode());
+        self.contact.say(party, message, read, doubt).await
+    }
+
     fn tell_left(&self, held: &Held, stay: &Stay, cause: EndCause) {
-        let data = stay.context.shared();
-        let notice = held.notice(data, cause, Some(stay));
+        let notice = held.notice(stay.context.value(), cause, Some(stay));
         self.outbox.push(notice, Some(stay));
     }
 }
@@ -219,26 +255,13 @@ fn with_data(data: Option<Arc<SessionData>>) -> Context {
     }
 }
 
-fn settle(answer: Result<Answer, Duration>) -> Result<contract::Allowed, Refused> {
+fn settle(answer: Result<Answer, NoAnswer>) -> Result<contract::Allowed, Refused> {
     match answer {
         Ok(Answer::Allow(allowed)) => Ok(allowed),
         Ok(Answer::Refuse(reason)) => Err(Refused::Reason(reason)),
-        Ok(Answer::Unavailable(retry)) | Err(retry) => Err(Refused::Unavailable { retry }),
-    }
-}
-
-/// Tells one notice; what came of it.
-async fn tell(line: &impl Line, notice: &Notice, is_ready: &AtomicBool) -> Heard {
-    let (secrets, doubt) = (Secrets::default(), Doubt::default());
-    let message = notice.message();
-    let told = line
-        .say(&message, &secrets, contract::read_noted, &doubt)
-        .await;
-    is_ready.store(told.is_ok(), Ordering::Release);
-    match told {
-        Ok(None) => Heard::Yes,
-        Ok(Some(retry)) => Heard::Later(retry),
-        Err(_) => Heard::No,
+        Ok(Answer::Unavailable(retry)) | Err(NoAnswer { retry, .. }) => {
+            Err(Refused::Unavailable { retry })
+        }
     }
 }
 
@@ -246,14 +269,24 @@ async fn tell(line: &impl Line, notice: &Notice, is_ready: &AtomicBool) -> Heard
 /// is told to end, unless nobody there can have heard of it.
 struct Unsettled<'a> {
     outbox: &'a Outbox,
-    held: &'a Arc<Held>,
+    held: &'a Held,
     /// `None`: the session itself.
     stay: Option<&'a Stay>,
     doubt: Doubt,
     is_settled: bool,
 }
 
-impl Unsettled<'_> {
+impl<'a> Unsettled<'a> {
+    fn new(outbox: &'a Outbox, held: &'a Held, stay: Option<&'a Stay>) -> Self {
+        Self {
+            outbox,
+            held,
+            stay,
+            doubt: Doubt::default(),
+            is_settled: false,
+        }
+    }
+
     fn settle(mut self) {
         self.is_settled = true;
     }
@@ -264,15 +297,12 @@ impl Drop for Unsettled<'_> {
         if self.is_settled {
             return;
         }
-        // Held, so that a stay of a session that ends meanwhile is not told after it.
-        let mut admission = self.held.admission.lock();
-        if self.doubt.is_there() && admission.is_some() {
-            let data = self.held.data.clone();
+        if self.doubt.is_there() {
+            let data = self.held.data.as_deref();
             let notice = self.held.notice(data, EndCause::Refused, self.stay);
             self.outbox.push(notice, self.stay);
         }
         if self.stay.is_none() {
-            drop(admission.take());
             self.outbox.close();
         }
     }
@@ -298,33 +328,24 @@ impl<L: Line> SessionManager for Remote<L> {
         facts: &AuthFacts,
         control: &SessionControl,
     ) -> Result<Context, Refused> {
-        let admission = self.line.admit(facts, control);
+        let admission = self.contact.line.admit(facts, control);
         let told = admission.told.clone();
         let told = told.as_ref().map(|(url, token)| (url.as_str(), token));
-        #[cfg(feature = "http")]
-        let secrets = told.map_or_else(Secrets::default, |(_, token)| Secrets::of_token(token));
-        #[cfg(not(feature = "http"))]
-        let secrets = Secrets::default();
-        let mut held = Arc::new(Held {
-            facts: Arc::new(facts.clone()),
+        let mut held = Held {
+            key: Arc::clone(&facts.key),
+            user: Arc::clone(&facts.user),
             data: None,
-            secrets,
+            secrets: told.map_or_else(Secrets::default, |(_, token)| Secrets::of_token(token)),
             admission: Mutex::new(Some(admission)),
-        });
-        self.outbox.open();
-        let unsettled = Unsettled {
-            outbox: &self.outbox,
-            held: &held,
-            stay: None,
-            doubt: Doubt::default(),
-            is_settled: false,
         };
+        self.outbox.open();
+        let unsettled = Unsettled::new(&self.outbox, &held, None);
         let message = Message::Create {
             facts,
             control: told,
         };
         let read = |answer: &[u8]| contract::read(answer, Asked::Create, &held.secrets);
-        let answer = self.ask(&message, &held.secrets, read, &unsettled.doubt);
+        let answer = self.ask(&message, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
         for order in allowed.orders {
             match control.obey(order) {
@@ -334,14 +355,8 @@ impl<L: Line> SessionManager for Remote<L> {
             }
         }
         unsettled.settle();
-        let data = allowed
-            .context
-            .map(|context| Arc::new(SessionData(context)));
-        Arc::get_mut(&mut held)
-            .expect("nobody else has it yet")
-            .data
-            .clone_from(&data);
-        Ok(with_data(data).with(held))
+        held.data = allowed.context.map(|all| Arc::new(SessionData(all)));
+        Ok(with_data(held.data.clone()).with(held))
     }
 
     fn wants_stays(&self) -> bool {
@@ -349,38 +364,35 @@ impl<L: Line> SessionManager for Remote<L> {
     }
 
     async fn joined(&self, stay: &Stay) -> Result<Context, Refused> {
-        match stay.context.value::<Arc<Held>>() {
+        match stay.context.value::<Held>() {
             Some(held) => self.ask_joined(held, stay).await,
             None => Ok(Context::default()),
         }
     }
 
     fn left(&self, stay: &Stay, cause: EndCause) {
-        if let Some(held) = stay.context.value::<Arc<Held>>() {
+        if let Some(held) = stay.context.value::<Held>() {
             self.tell_left(held, stay, cause);
         }
     }
 
     fn ended(&self, _: &AuthFacts, context: &Context, cause: EndCause) {
-        let Some(held) = context.value::<Arc<Held>>() else {
+        let Some(held) = context.value::<Held>() else {
             return;
         };
-        let mut admission = held.admission.lock();
-        if admission.take().is_none() {
+        if held.admission.lock().take().is_none() {
             return;
         }
-        let notice = held.notice(held.data.clone(), cause, None);
+        let notice = held.notice(held.data.as_deref(), cause, None);
         self.outbox.push(notice, None);
         self.outbox.close();
     }
 
     async fn reach(&self) -> Result<(), String> {
-        let (secrets, doubt) = (Secrets::default(), Doubt::default());
-        let asked = self.ask(&Message::Hello, &secrets, contract::read_noted, &doubt);
-        match asked.await {
+        match self.contact.tell(Message::Hello.encode()).await {
             Ok(None) => Ok(()),
             Ok(Some(_)) => {
-                self.is_ready.store(false, Ordering::Release);
+                self.contact.is_ready.store(false, Ordering::Release);
                 Err("it says that it is not available".into())
             }
             Err(_) => Err("it does not answer".into()),
@@ -388,6 +400,6 @@ impl<L: Line> SessionManager for Remote<L> {
     }
 
     fn is_ready(&self) -> bool {
-        self.is_ready.load(Ordering::Acquire)
+        self.contact.is_ready.load(Ordering::Acquire)
     }
 }

@@ -3,8 +3,9 @@
 //! - Each notice is told until it is answered, so perhaps more than once; those of one session one
 //!   after another, in their order, so that a session's stays end before it does.
 //! - What can't be told is tried again, less and less often, within a number of tries and a time.
-//!   What is over either, or over what may wait, is given up, counted and logged.
-//! - When the server stops, what waits is told as long as the grace lasts.
+//!   What is over either, or over what may wait, is given up, counted and logged. That nobody was
+//!   asked since too many others were is no try.
+//! - When the server stops, what waits is tried as long as the grace lasts, however often that is.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,18 +14,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use chinwag_core::{
     NoticeMetrics, NoticeOutcome,
     clock::{self, Instant},
     config::{Size, Span},
-    plugin::{BuildError, EndCause, Holding, SessionData, Stay},
+    plugin::{BuildError, Holding, Stay},
 };
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{sync::Notify, time::timeout_at};
 use tracing::warn;
 
-use super::contract::{Message, Place, Session};
+use crate::callout::NoAnswer;
 
 /// How long until the second try, and the longest between two, while the server runs and while it
 /// stops.
@@ -48,9 +50,11 @@ pub struct Notices {
     /// The most bytes of messages that wait, 64 KiB to 1 GiB; the newest beyond that are given up.
     /// Default 64 MiB: for each of as many as may wait by default, some 670 bytes.
     pub bytes: Size,
-    /// How often each is tried before it is given up, at least once. Default 20.
+    /// How often each is tried before it is given up, at least once, while the server does not stop.
+    /// Default 20.
     pub tries: u32,
-    /// How long each is tried before it is given up. Above zero; default a minute.
+    /// How long each is tried before it is given up, while the server does not stop. Above zero;
+    /// default a minute.
     pub age: Span,
 }
 
@@ -82,39 +86,12 @@ impl Notices {
     }
 }
 
-/// One thing to tell. It keeps no more of the session than is told: what it presented may be large.
+/// One thing to tell.
 #[derive(Debug, Clone)]
 pub(super) struct Notice {
     /// That of the session.
     pub(super) key: Arc<str>,
-    pub(super) user: Arc<str>,
-    pub(super) data: Option<Arc<SessionData>>,
-    pub(super) cause: EndCause,
-    /// Number and room of the stay that is over; `None`: the session is.
-    pub(super) stay: Option<(u64, Arc<str>)>,
-}
-
-impl Notice {
-    pub(super) fn message(&self) -> Message<'_> {
-        let session = Session {
-            session: &self.key,
-            user: &self.user,
-        };
-        let (data, cause) = (self.data.as_deref(), self.cause);
-        match &self.stay {
-            Some((stay, room)) => Message::Left {
-                session,
-                stay: Place { stay: *stay, room },
-                data,
-                cause,
-            },
-            None => Message::Ended {
-                session,
-                data,
-                cause,
-            },
-        }
-    }
+    pub(super) message: Bytes,
 }
 
 /// What came of telling a notice.
@@ -122,8 +99,21 @@ impl Notice {
 pub(super) enum Heard {
     Yes,
     No,
+    /// Nobody was asked: too many others were.
+    Busy,
     /// Not now: it is to be told again, not before so long.
     Later(Duration),
+}
+
+impl From<Result<Option<Duration>, NoAnswer>> for Heard {
+    fn from(told: Result<Option<Duration>, NoAnswer>) -> Self {
+        match told {
+            Ok(None) => Self::Yes,
+            Ok(Some(retry)) => Self::Later(retry),
+            Err(none) if none.was_busy => Self::Busy,
+            Err(_) => Self::No,
+        }
+    }
 }
 
 /// What waits to be told.
@@ -160,8 +150,7 @@ struct State {
 }
 
 struct Waiting {
-    notice: Notice,
-    bytes: usize,
+    message: Bytes,
     /// Counts them as held for the stay, where it is the end of one.
     _held: Option<Holding>,
     since: Instant,
@@ -200,7 +189,8 @@ impl Outbox {
     /// Has it told; `stay` is whose end it is, if it is one's. Never blocks.
     pub(super) fn push(&self, notice: Notice, stay: Option<&Stay>) {
         let now = clock::now();
-        let bytes = notice.message().encode(None).len();
+        let Notice { key, message } = notice;
+        let bytes = message.len();
         let mut state = self.state.lock();
         let is_full =
             state.waiting >= self.bounds.queue || state.bytes + bytes > self.bounds.bytes.0;
@@ -211,10 +201,8 @@ impl Outbox {
         state.waiting += 1;
         state.bytes += bytes;
         self.metrics.waiting(state.waiting);
-        let key = Arc::clone(&notice.key);
         let waiting = Waiting {
-            notice,
-            bytes,
+            message,
             _held: stay.map(|stay| stay.hold(bytes)),
             since: now,
             tries: 0,
@@ -245,7 +233,7 @@ impl Outbox {
 
     /// The next notice that is due, which is then to be [settled](Self::settle). Any number may wait for
     /// one. Cancel safe.
-    pub(super) async fn next(&self) -> (Arc<str>, Notice) {
+    pub(super) async fn next(&self) -> Notice {
         loop {
             let arrived = self.arrived.notified();
             let now = clock::now();
@@ -255,13 +243,14 @@ impl Outbox {
                     Some((at, _, key)) if at <= now => {
                         let more = state.due.first().is_some_and(|(at, ..)| *at <= now);
                         let first = state.sessions.get(&key).and_then(VecDeque::front);
-                        let notice = first.expect("what is due has a notice").notice.clone();
+                        let first = first.expect("what is due has a notice");
+                        let message = first.message.clone();
                         drop(state);
                         if more {
                             // One call for many arrivals would wake but one of those who wait.
                             self.arrived.notify_one();
                         }
-                        return (key, notice);
+                        return Notice { key, message };
                     }
                     Some(later) => {
                         let until = later.0;
@@ -293,11 +282,14 @@ impl Outbox {
         let Some(first) = state.sessions.get_mut(&key).and_then(VecDeque::front_mut) else {
             return; // Given up with all others, while it was told.
         };
-        first.tries += 1;
+        if heard != Heard::Busy {
+            first.tries += 1;
+        }
         let too_old = first.since + self.bounds.age.0;
         let is_spent = first.tries >= self.bounds.tries || now >= too_old;
-        let doublings = (first.tries - 1).min(16);
-        if heard != Heard::Yes && !is_spent {
+        let doublings = first.tries.saturating_sub(1).min(16);
+        // A server that stops goes on for as long as it may.
+        if heard != Heard::Yes && (state.is_stopping || !is_spent) {
             self.metrics.count(NoticeOutcome::Retried, 1);
             let mut rest = FIRST_REST.saturating_mul(1 << doublings).min(longest);
             if let Heard::Later(asked) = heard
@@ -313,7 +305,7 @@ impl Outbox {
         let queue = state.sessions.get_mut(&key).expect("it has a first notice");
         let first = queue.pop_front();
         let is_empty = queue.is_empty();
-        state.bytes -= first.map_or(0, |first| first.bytes);
+        state.bytes -= first.map_or(0, |first| first.message.len());
         state.waiting -= 1;
         self.metrics.waiting(state.waiting);
         if is_empty {

@@ -4,6 +4,7 @@ use chinwag_core::{
     CloseReason, LeaveReason,
     plugin::{BuildError, ControlDesk, SessionManagerContext},
 };
+use futures_util::future::poll_immediate;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -31,18 +32,18 @@ async fn create<L: Line>(manager: &Remote<L>, key: &str) -> Result<Context, Refu
 }
 
 fn held(context: &Context) -> Arc<Held> {
-    Arc::clone(context.value::<Arc<Held>>().expect("it was let begin"))
+    context.shared().expect("it was let begin")
 }
 
 /// Asks about a stay of a session's in `room`, which then has its context.
 #[cfg(feature = "http")]
 async fn join<L: Line>(
     manager: &Remote<L>,
-    held: &Arc<Held>,
+    held: &Held,
     number: u64,
     room: &str,
 ) -> Result<Stay, Refused> {
-    let mut stay = Stay::new(Arc::clone(&held.facts), number, room);
+    let mut stay = Stay::new(Arc::new(facts(&held.key)), number, room);
     stay.context = Arc::new(manager.ask_joined(held, &stay).await?);
     Ok(stay)
 }
@@ -82,7 +83,7 @@ fn notices_have_bounds() {
 mod over_http {
     use super::{super::http::Endpoints, *};
     use crate::callout::{
-        client::Reach,
+        connect::Reach,
         testing::{Answer, Backend, pipes},
     };
 
@@ -294,7 +295,7 @@ mod over_http {
         let joining = timeout(Duration::from_millis(100), join(manager, &held, 1, "lobby"));
         assert!(joining.await.is_err());
         backend.set(Answer::By(willing));
-        manager.ended(&held.facts, &context, logout());
+        manager.ended(&facts(&held.key), &context, logout());
         assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
         let told = brief(&backend);
         for key in ["slow", "gone", "broken", "odd"] {
@@ -334,8 +335,8 @@ mod over_http {
         for stay in stays.iter().rev() {
             manager.tell_left(&held, stay, logout());
         }
-        manager.ended(&held.facts, &context, logout());
-        manager.ended(&held.facts, &context, logout());
+        manager.ended(&facts(&held.key), &context, logout());
+        manager.ended(&facts(&held.key), &context, logout());
         sleep(Duration::from_secs(3)).await;
         let told = brief(&backend);
         assert!(told.len() > 5, "{told:?}");
@@ -371,7 +372,7 @@ mod over_http {
         backend.set(Answer::By(willing));
         sleep(Duration::from_secs(6)).await;
         assert_eq!(stay.bytes(), before, "it was told");
-        started.manager.ended(&held.facts, &context, logout());
+        started.manager.ended(&facts(&held.key), &context, logout());
         assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
     }
 
@@ -392,6 +393,67 @@ mod over_http {
         let heard = ears.heard();
         assert_eq!(heard.matches("are given up").count(), 2, "{heard}");
         assert!(heard.contains("undelivered=1"), "{heard}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_server_stops_nothing_is_given_up_before_the_grace_is_over() {
+        let backend = Backend::new(Answer::By(hard_of_hearing));
+        for bound in ["notices = { tries = 3 }", "notices = { age = \"1s\" }"] {
+            backend.set(Answer::By(hard_of_hearing));
+            let started = start(&format!("{ONE}{bound}\n"), pipes([("a", &backend)])).await;
+            let context = create(&started.manager, "k1").await.unwrap();
+            let before = brief(&backend).len();
+            let stopping = started.lifecycle.shut_down(Duration::from_secs(30));
+            tokio::pin!(stopping);
+            assert!(poll_immediate(&mut stopping).await.is_none());
+            started.manager.ended(&facts("k1"), &context, logout());
+            let early = timeout(Duration::from_secs(20), &mut stopping).await;
+            assert!(early.is_err(), "{bound}: there is time left");
+            backend.set(Answer::By(willing));
+            assert_eq!(stopping.await, 0, "{bound}");
+            let told = brief(&backend).len() - before;
+            assert!(told > 3, "{bound}: {told}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_too_many_others_are_told_is_no_try_and_does_not_make_it_out_of_reach() {
+        let table = format!("{ONE}calls = 1\nqueue = 0\nnotices = {{ tries = 1 }}\n");
+        let backend = Backend::new(Answer::By(willing));
+        let started = start(&table, pipes([("a", &backend)])).await;
+        let manager = &started.manager;
+        let context = create(manager, "k1").await.unwrap();
+        let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
+        backend.set(slow);
+        let end = async {
+            manager.ended(&facts("k1"), &context, logout());
+            sleep(Duration::from_millis(900)).await;
+            assert!(manager.is_ready(), "nobody was asked");
+            assert_eq!(brief(&backend), ["create k1", "create k2"]);
+        };
+        let (other, ()) = tokio::join!(create(manager, "k2"), end);
+        other.unwrap();
+        until(|| brief(&backend).contains(&"ended k1 logout".to_owned())).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_endpoint_got_before_it_was_gone_is_told_to_end() {
+        let (started, backend) = with(Answer::By(willing)).await;
+        // Its connection is kept.
+        let first = create(&started.manager, "k1").await.unwrap();
+        backend.set(Answer::Silence);
+        let gone = async {
+            until(|| brief(&backend).contains(&"create k2".to_owned())).await;
+            backend.set(Answer::Refuse);
+            backend.hang_up();
+        };
+        let (second, ()) = tokio::join!(create(&started.manager, "k2"), gone);
+        assert!(matches!(second, Err(Refused::Unavailable { .. })));
+        backend.set(Answer::By(willing));
+        started.manager.ended(&facts("k1"), &first, logout());
+        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(9)).await, 0);
+        let told = brief(&backend);
+        assert!(told.contains(&"ended k2 refused".to_owned()), "{told:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -558,6 +620,66 @@ mod over_http {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_many_sessions_that_begin_at_once_one_waits_for_a_dead_endpoint() {
+        let [a, b, c] = [
+            Answer::By(willing),
+            Answer::By(willing),
+            Answer::By(willing),
+        ];
+        let [a, b, c] = [a, b, c].map(Backend::new);
+        let reach = || pipes([("a", &a), ("b", &b), ("c", &c)]);
+        for was_there in [false, true] {
+            a.set(Answer::By(willing));
+            let started = start(THREE, reach()).await;
+            if was_there {
+                for n in 0..12 {
+                    create(&started.manager, &format!("before-{n}"))
+                        .await
+                        .unwrap();
+                }
+            }
+            a.set(Answer::Void);
+            a.hang_up();
+            sleep(Duration::from_secs(1)).await;
+            let asked = || (said(&b).len(), said(&c).len());
+            let before = asked();
+            let creates = (0..48).map(|n| {
+                let manager = &started.manager;
+                async move {
+                    let began = tokio::time::Instant::now();
+                    create(manager, &format!("k{n}")).await.unwrap();
+                    began.elapsed()
+                }
+            });
+            let took = futures_util::future::join_all(creates).await;
+            let most = took.iter().max().unwrap();
+            assert!(*most <= Duration::from_millis(510), "{most:?}");
+            let slow = |took: &&Duration| **took > Duration::from_millis(50);
+            assert_eq!(took.iter().filter(slow).count(), 1, "{took:?}");
+            let after = asked();
+            let (b, c) = (after.0 - before.0, after.1 - before.1);
+            assert!(b >= 16 && c >= 16, "the healthy ones take turns: {b} {c}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_all_endpoints_are_dead_nobody_waits_longer_than_to_reach_one() {
+        let dead = Backend::new(Answer::Void);
+        let started = start(THREE, pipes([("a", &dead), ("b", &dead), ("c", &dead)])).await;
+        let began = tokio::time::Instant::now();
+        let creates = (0..12).map(|n| {
+            let manager = &started.manager;
+            async move { create(manager, &format!("k{n}")).await.unwrap_err() }
+        });
+        futures_util::future::join_all(creates).await;
+        assert!(
+            began.elapsed() <= Duration::from_millis(510),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn whether_it_is_there_is_known_from_the_last_call() {
         let (started, backend) = with(Answer::Refuse).await;
         let manager = &started.manager;
@@ -601,6 +723,12 @@ mod over_http {
         }));
         let held = held(&context);
         join(&started.manager, &held, 1, "lobby").await.unwrap_err();
+        started.manager.reach().await.unwrap_err();
+        let stay = Stay::new(Arc::new(facts("k3")), 2, "lobby");
+        started.manager.tell_left(&held, &stay, logout());
+        let is_told = |kind: &str| said(&backend).iter().any(|it| it["type"] == kind);
+        until(|| is_told("left")).await;
+        sleep(Duration::from_millis(10)).await;
         for (token, why) in [
             (wrong.as_str(), chinwag_core::plugin::NoPass::Wrong),
             ("k3.", chinwag_core::plugin::NoPass::Wrong),
@@ -613,7 +741,8 @@ mod over_http {
         let over = started.desk.session(&tokens[2]).err();
         assert_eq!(over, Some(chinwag_core::plugin::NoPass::Over));
         let heard = ears.heard();
-        assert!(heard.contains("none of the contract"), "{heard}");
+        let left_out = heard.matches("it may have the token of a session").count();
+        assert!(left_out >= 4, "each kind of answer is quoted: {heard}");
         for token in tokens {
             let (_, secret) = token.split_once('.').unwrap();
             assert!(!heard.contains(secret), "{heard}");
@@ -718,6 +847,25 @@ ask() {
         let pid = script.read("pid");
         let is_gone = !PathBuf::from(format!("/proc/{}", pid.trim())).exists();
         assert!(is_gone, "{pid}");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_told_no_end_of_what_it_was_not_asked_about() {
+        let script = Script::new(&format!(
+            "while ask; do until [ -e open ]; do sleep 0.01; done; {WILLING}; done"
+        ));
+        let manager = script.start("");
+        let asked = async {
+            until(|| !script.heard().is_empty()).await;
+            let mut second = Box::pin(create(&manager, "k2"));
+            assert!(poll_immediate(&mut second).await.is_none(), "it waits");
+            drop(second);
+            fs::write(script.path("open"), "").unwrap();
+        };
+        let (first, ()) = tokio::join!(create(&manager, "k1"), asked);
+        manager.ended(&facts("k1"), &first.unwrap(), logout());
+        assert_eq!(script.lifecycle.shut_down(PATIENCE).await, 0);
+        assert_eq!(script.heard(), ["create k1", "ended k1 logout"]);
     }
 
     #[tokio::test]
