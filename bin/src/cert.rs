@@ -483,7 +483,7 @@ mod tests {
             let _ = stream.read_u8().await;
         };
         let server = async {
-            let accepted = tls.accept(near, Alpn::Own, address, address).await;
+            let accepted = tls.accept(near, Alpn::CHINWAG, address, address).await;
             accepted.map(|(_, peer)| Arc::clone(peer.facts()))
         };
         tokio::join!(server, client).0

@@ -336,7 +336,7 @@ async fn encrypted(
     tls: &Arc<Tls>,
 ) -> Option<impl AsyncRead + AsyncWrite + Unpin + use<>> {
     let (local, remote) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    let accepted = tls.accept(stream, Alpn::Http, local, remote).await;
+    let accepted = tls.accept(stream, Alpn::HTTP, local, remote).await;
     accepted.ok().map(|(stream, _peer)| stream)
 }
 

@@ -508,7 +508,7 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Speaker {
         word: String,
-        /// Whether it has heard of TLS.
+        /// Whether it says that it speaks TLS.
         #[serde(default)]
         wary: bool,
     }
@@ -526,8 +526,10 @@ mod tests {
 
         async fn bind(self, cx: BindContext) -> Result<Box<dyn Transport>, BindError> {
             let address = cx.listener.bind;
+            // A look is no promise.
+            let _ = cx.tls();
             if self.wary {
-                let _ = cx.tls();
+                let _ = cx.take_tls();
             }
             let listener = TcpListener::bind(address).await;
             Ok(Box::new(Speaking {

@@ -41,6 +41,6 @@ pub use polling::{IdPlace, PollingConfig};
 pub use stream::Stream;
 #[cfg(feature = "tcp")]
 pub use tcp::TcpConfig;
-pub use tls::{ClientCert, Tls, TlsConfig, TlsContext};
+pub use tls::{Alpn, ClientCert, Tls, TlsConfig, TlsContext};
 #[cfg(feature = "websocket")]
 pub use websocket::WebSocketConfig;

@@ -1,22 +1,29 @@
 //! One object a line: what TCP speaks, and whoever else has a stream.
 //!
-//! A line ends with LF, or CR LF; empty lines are passed over. A line over the limit can't be told from the next, so it
-//! ends the connection.
+//! A line ends with LF, or CR LF; empty lines are passed over, as long as there are not too many. A line over the limit
+//! can't be told from the next, so it ends the connection.
 
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use chinwag_core::{CloseReason, Framing, PushSession, clock::Instant};
+use chinwag_core::{
+    CloseReason, Framing, PushSession,
+    clock::{self, Instant},
+};
 use tokio::time::{Sleep, sleep_until};
 
 use crate::{
     BindContext, Incoming,
     duplex::{self, Duplex},
 };
+
+/// For how long empty lines are counted together.
+const BLANK_SPAN: Duration = Duration::from_secs(60);
 
 impl BindContext {
     /// Serves one connection of this transport, one object a line in each direction, until its session ends: then the
@@ -54,6 +61,7 @@ pub(crate) async fn run<S: Duplex>(
         session,
         unread: early,
         searched: 0,
+        blank: Blank::default(),
         input: Input::Open,
         overdue: overdue.map(|overdue| Box::pin(sleep_until(overdue))),
     };
@@ -70,9 +78,32 @@ struct Connection<S> {
     unread: Vec<u8>,
     /// So many of them hold no line feed.
     searched: usize,
+    blank: Blank,
     input: Input,
     /// Until the first byte.
     overdue: Option<Pin<Box<Sleep>>>,
+}
+
+/// Empty lines since the last object. No rate is spent on them, so there may not be more of them in a minute than an
+/// object may have bytes: a flood of them is work like any other.
+#[derive(Default)]
+struct Blank {
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Blank {
+    /// Counts a line of so many bytes, its end included. Whether there are no more than `most`.
+    fn count(&mut self, bytes: usize, most: usize) -> bool {
+        let now = clock::now();
+        let since = self.since.get_or_insert(now);
+        if now - *since >= BLANK_SPAN {
+            *since = now;
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
+        self.bytes <= most
+    }
 }
 
 /// The client's side of the connection.
@@ -117,13 +148,17 @@ impl<S: Duplex> Connection<S> {
                 }
                 Input::Finished => return Poll::Pending,
             }
-            let (session, unread, searched) =
-                (&mut self.session, &mut self.unread, &mut self.searched);
+            let (session, unread, searched, blank) = (
+                &mut self.session,
+                &mut self.unread,
+                &mut self.searched,
+                &mut self.blank,
+            );
             let read = duplex::poll_read(&*self.stream, cx, |bytes| {
                 session.count_read(bytes.len());
                 if unread.is_empty() {
                     // The common case: whole lines, straight from the thread's buffer.
-                    let handed = hand_over(session, bytes, 0);
+                    let handed = hand_over(session, bytes, 0, blank);
                     unread.extend_from_slice(&bytes[handed.bytes..]);
                     *searched = handed.searched;
                 } else {
@@ -142,7 +177,12 @@ impl<S: Duplex> Connection<S> {
 
     /// Whether anything was handed over.
     fn hand_over_unread(&mut self) -> bool {
-        let handed = hand_over(&mut self.session, &self.unread, self.searched);
+        let handed = hand_over(
+            &mut self.session,
+            &self.unread,
+            self.searched,
+            &mut self.blank,
+        );
         self.searched = handed.searched;
         if handed.bytes == self.unread.len() {
             self.unread = Vec::new();
@@ -162,7 +202,20 @@ struct HandedOver {
 }
 
 /// Hands whole lines to the session for as long as it takes them. The first `searched` bytes hold no line feed.
-fn hand_over(session: &mut PushSession, bytes: &[u8], mut searched: usize) -> HandedOver {
+fn hand_over(
+    session: &mut PushSession,
+    bytes: &[u8],
+    mut searched: usize,
+    blank: &mut Blank,
+) -> HandedOver {
+    let too_large = |session: &mut PushSession| {
+        session.frame_too_large();
+        HandedOver {
+            bytes: bytes.len(),
+            searched: 0,
+            too_large: true,
+        }
+    };
     let mut done = 0;
     while session.is_ready() {
         let rest = &bytes[done..];
@@ -173,12 +226,7 @@ fn hand_over(session: &mut PushSession, bytes: &[u8], mut searched: usize) -> Ha
         let line = &rest[..end.unwrap_or(rest.len())];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.len() > session.frame_bytes() {
-            session.frame_too_large();
-            return HandedOver {
-                bytes: bytes.len(),
-                searched: 0,
-                too_large: true,
-            };
+            return too_large(session);
         }
         let Some(end) = end else {
             return HandedOver {
@@ -188,7 +236,10 @@ fn hand_over(session: &mut PushSession, bytes: &[u8], mut searched: usize) -> Ha
             };
         };
         if !line.is_empty() {
+            *blank = Blank::default();
             session.handle_frame(line);
+        } else if !blank.count(end + 1, session.frame_bytes()) {
+            return too_large(session);
         }
         done += end + 1;
         searched = 0;
@@ -197,5 +248,24 @@ fn hand_over(session: &mut PushSession, bytes: &[u8], mut searched: usize) -> Ha
         bytes: done,
         searched,
         too_large: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn empty_lines_of_a_minute_are_counted_together() {
+        let mut blank = Blank::default();
+        assert!(blank.count(4, 10));
+        assert!(blank.count(6, 10));
+        advance(BLANK_SPAN - Duration::from_millis(1)).await;
+        assert!(!blank.count(1, 10));
+        advance(Duration::from_millis(1)).await;
+        assert!(blank.count(10, 10));
+        assert!(!blank.count(1, 10));
     }
 }

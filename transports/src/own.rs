@@ -89,7 +89,7 @@ impl fmt::Display for LocalAddr {
 
 impl BindContext {
     /// Accepts from a listener of the transport's own until the server drains, then drops it. Connections come in plain:
-    /// where the operator names a table for TLS, the transport shakes hands itself, by [`tls`](Self::tls).
+    /// where the operator names a table for TLS, the transport shakes hands itself, by [`take_tls`](Self::take_tls).
     ///
     /// Each connection is given to `on` in a task of its own on the server's lifecycle, which outlives this call. Those
     /// over `max_connections`, or over a cap of the client's address, are dropped at once and counted. A panic in `on`

@@ -104,7 +104,7 @@ pub struct BindContext {
     /// What its sessions have in common.
     pub scope: Arc<Scope>,
     tls: Option<Arc<Tls>>,
-    /// Whether the transport has asked for what `tls` is about. Clones share it.
+    /// Whether the transport has taken what speaks by `tls`. Clones share it.
     took_tls: Arc<AtomicBool>,
     #[cfg_attr(
         not(feature = "http"),
@@ -177,18 +177,23 @@ impl BindContext {
         self
     }
 
-    /// The table that the listener's `tls` names, for a transport with a socket of its own: whoever asks shakes hands
-    /// over every connection, with [`Tls::accept`], and puts what it is told of the peer into
-    /// [`Peer::tls`](chinwag_core::Peer::tls). To be asked in [`bind`](TransportConfig::bind). `None`: plain text is
-    /// spoken.
+    /// The table that the listener's `tls` names, to look at. `None`: plain text is spoken.
     #[must_use]
-    pub fn tls(&self) -> Option<&Arc<Tls>> {
-        self.took_tls.store(true, Ordering::Relaxed);
-        self.tls.as_ref()
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
     }
 
-    /// Whether a transport that was bound with this, or a clone of it, speaks TLS where its listener is to: it has asked
-    /// for [`stream`](Self::stream), [`http`](Self::http) or [`tls`](Self::tls).
+    /// The same for a transport with a socket of its own, which takes it in [`bind`](TransportConfig::bind) and is
+    /// trusted to do its part: hands are shaken over every connection with [`Tls::accept`], and what that tells of the
+    /// peer goes into [`Peer::tls`](chinwag_core::Peer::tls).
+    #[must_use]
+    pub fn take_tls(&self) -> Option<Arc<Tls>> {
+        self.took_tls.store(true, Ordering::Relaxed);
+        self.tls.clone()
+    }
+
+    /// Whether a transport that was bound with this, or a clone of it, speaks TLS where its listener is to: it has taken
+    /// [`stream`](Self::stream), [`http`](Self::http) or [`take_tls`](Self::take_tls).
     ///
     /// # Errors
     /// [`BindError::PlainText`]: it has not, and would speak plain text where the operator relies on TLS.
@@ -202,15 +207,23 @@ impl BindContext {
         }
     }
 
-    /// Takes the bind for a protocol of the transport's own. Who offers protocols in a TLS handshake has to offer
-    /// `chinwag` among them.
+    /// Takes the bind for lines, or for a protocol of the transport's own that has no name: who offers protocols in a
+    /// TLS handshake has to offer `chinwag` among them.
+    ///
+    /// # Errors
+    /// As [`stream_of`](Self::stream_of).
+    pub async fn stream(&self) -> Result<StreamListener, BindError> {
+        self.stream_of(Alpn::CHINWAG).await
+    }
+
+    /// The same for the protocol `alpn`: who offers any in a TLS handshake has to offer that one.
     ///
     /// # Errors
     /// [`BindError::Address`]: the system refuses the address, say because another transport has it, or the table that
     /// the listener's `tls` names was not given to [`with_tls`](Self::with_tls).
-    pub async fn stream(&self) -> Result<StreamListener, BindError> {
+    pub async fn stream_of(&self, alpn: Alpn) -> Result<StreamListener, BindError> {
         let lifecycle = self.hub.lifecycle().clone();
-        self.secure(Alpn::Own)
+        self.secure(alpn)
             .and_then(|secure| {
                 StreamListener::bind(Arc::clone(&self.listener), secure, self.door(), lifecycle)
             })
@@ -227,7 +240,7 @@ impl BindContext {
     #[cfg(feature = "http")]
     pub async fn http(&self) -> Result<HttpListener, BindError> {
         // Also where another transport has bound already.
-        let secure = self.secure(Alpn::Http);
+        let secure = self.secure(Alpn::HTTP);
         let bind = || {
             HttpListener::new(
                 Arc::clone(&self.name),
@@ -245,12 +258,9 @@ impl BindContext {
 
     /// What connections shake hands by. Nothing is spoken in plain text because somebody forgot to hand over the table.
     fn secure(&self, alpn: Alpn) -> io::Result<Option<Secure>> {
-        match (&self.listener.tls, self.tls()) {
+        match (&self.listener.tls, self.take_tls()) {
             (None, None) => Ok(None),
-            (Some(_), Some(tls)) => Ok(Some(Secure {
-                tls: Arc::clone(tls),
-                alpn,
-            })),
+            (Some(_), Some(tls)) => Ok(Some(Secure { tls, alpn })),
             (Some(name), None) => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("the listener's tls = {name:?} was not loaded"),
@@ -318,7 +328,7 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
-    /// The listener's `tls` names a table, and the transport has not asked for it: it would speak plain text.
+    /// The listener's `tls` names a table, and the transport has not taken it: it would speak plain text.
     #[error(
         "transports.{transport}: this kind does not speak TLS, so tls = {tls:?} would be in vain"
     )]

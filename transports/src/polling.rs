@@ -17,9 +17,9 @@ use hyper::body::{Body, Incoming};
 use serde::Deserialize;
 
 use crate::{
-    BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
-    ServeError, Transport, TransportConfig, Wire,
-    http::{self as web, Answer, BodyError, Outgoing, Template, bad_request},
+    BindContext, BindError, HttpListener, HttpPeer, ListenerConfig, LocalAddr, Origins, ServeError,
+    Transport, TransportConfig, Wire,
+    http::{self as web, Answer, BodyError, Coming, Route, Template, bad_request},
     origin,
 };
 
@@ -147,7 +147,10 @@ impl TransportConfig for PollingConfig {
         });
         for resource in Resource::ALL {
             let polling = Arc::clone(&polling);
-            listener.route(resource.path(), Arc::new(Endpoint { polling, resource }))?;
+            listener.claim(
+                resource.path().to_owned(),
+                Arc::new(Endpoint { polling, resource }),
+            )?;
         }
         Ok(Box::new(PollingTransport { listener }))
     }
@@ -222,25 +225,14 @@ struct Polling {
     events: [Arc<Template>; 2],
 }
 
-#[derive(Clone)]
 struct Endpoint {
     polling: Arc<Polling>,
     resource: Resource,
 }
 
-#[async_trait]
-impl HttpRoute for Endpoint {
-    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
-        let outgoing = Arc::new(self.clone()).answer(request, peer.clone());
-        outgoing.await.into()
-    }
-
+impl Route for Endpoint {
     // The head is read here and let go of: it is most of what a poll that waits would have.
-    fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: HttpPeer) -> Coming {
         let Polling {
             config, metrics, ..
         } = &*self.polling;

@@ -70,7 +70,7 @@ impl Stream {
     ) -> Option<(Self, TlsPeer)> {
         let local = tcp.local_addr().ok()?;
         let opening = Opening { early, tcp };
-        let (stream, peer) = tls.accept_from(opening, alpn, local, remote).await.ok()?;
+        let (stream, peer) = tls.accept(opening, alpn, local, remote).await.ok()?;
         let (opening, mut connection) = stream.into_inner();
         debug_assert!(opening.early.is_empty(), "one read takes all of it");
         // What is held back is bounded by those who write: at most a record.

@@ -35,8 +35,8 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    BindContext, BindError, Listeners, PollingConfig, TcpConfig, Tls, TransportConfig,
-    WebSocketConfig,
+    Alpn, BindContext, BindError, ClientCert, Listeners, PollingConfig, TcpConfig, Tls,
+    TransportConfig, WebSocketConfig,
     config::tests::listener,
     tls::{
         pki::Identity,
@@ -771,4 +771,122 @@ async fn nothing_is_bound_without_the_table_that_it_names() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A context of the transport `lines` whose listener is to speak TLS.
+fn secure_context(server: &Server) -> BindContext {
+    let named = json!({ "tls": "public" });
+    let listeners = Listeners::new();
+    context(&server.hub, "lines", &named, &server.doorman, &listeners)
+        .with_tls(Some(Arc::clone(&server.tls)))
+}
+
+#[tokio::test]
+async fn a_look_at_the_table_is_no_promise_to_speak_by_it() {
+    let server = Server::start("").await;
+    let looks = secure_context(&server);
+    assert_eq!(looks.tls().unwrap().client_cert(), ClientCert::None);
+    assert!(matches!(
+        looks.check_tls(),
+        Err(BindError::PlainText { .. })
+    ));
+    assert!(looks.clone().take_tls().is_some());
+    assert!(looks.check_tls().is_ok(), "a clone has taken it");
+
+    let listens = secure_context(&server);
+    let _listener = listens.stream().await.unwrap();
+    assert!(listens.check_tls().is_ok());
+    let shares = secure_context(&server);
+    let _listener = shares.http().await.unwrap();
+    assert!(shares.check_tls().is_ok());
+    let plain = context(
+        &server.hub,
+        "lines",
+        &json!({}),
+        &server.doorman,
+        &Listeners::new(),
+    );
+    assert!(plain.tls().is_none() && plain.check_tls().is_ok());
+}
+
+#[tokio::test]
+async fn a_stream_is_for_lines_or_for_a_protocol_with_a_name_of_its_own() {
+    let server = Server::start("").await;
+    let cx = secure_context(&server);
+    for (listener, spoken) in [
+        (cx.stream().await, "chinwag"),
+        (cx.stream_of(Alpn::new("carrier/1")).await, "carrier/1"),
+    ] {
+        let listener = listener.unwrap();
+        let address = listener.local_addr();
+        let serving = listener.serve(|mut accepted| async move {
+            let _ = accepted.socket.read_u8().await;
+        });
+        server.hub.lifecycle().spawn(serving);
+        for offered in ["chinwag", "carrier/1"] {
+            let mut config = server.world.client(&TLS13).with(None);
+            config.alpn_protocols = vec![offered.into()];
+            let name = ServerName::try_from("localhost").unwrap();
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let connecting = TlsConnector::from(Arc::new(config)).connect(name, tcp);
+            let shaken = timeout(PATIENCE, connecting).await.unwrap();
+            let agreed = shaken.ok().map(|stream| {
+                let agreed = stream.get_ref().1.alpn_protocol().unwrap();
+                String::from_utf8(agreed.to_vec()).unwrap()
+            });
+            let expected = (offered == spoken).then(|| spoken.to_owned());
+            assert_eq!(agreed, expected, "{offered} where {spoken} is spoken");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_follows_an_upgrade_that_was_refused() {
+    let server = Server::start("").await;
+    let asks = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+    let key = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let version = ("Sec-WebSocket-Version", "13");
+    let elsewhere = ("Origin", "https://evil.example");
+    for (lines, status, told) in [
+        (&[("Sec-WebSocket-Version", "8"), key][..], 426, true),
+        (&[key], 426, true),
+        (&[version], 400, false),
+        (&[version, key, elsewhere], 403, false),
+    ] {
+        let mut client = server.http(&TLS13, None).await;
+        let lines = [&asks[..], lines].concat();
+        let answer = client.ask("GET", "/v1/ws", &lines, "").await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        let upgrade = answer.headers.get("upgrade").map(String::as_str);
+        assert_eq!(upgrade, told.then_some("websocket"), "{answer:?}");
+        let options = if told { "upgrade, close" } else { "close" };
+        assert_eq!(answer.headers["connection"], options);
+        // What a proxy might let through now, since it takes it for WebSocket, is nobody's request. The server may
+        // have closed already.
+        let hidden = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let _ = client.0.get_mut().write_all(hidden).await;
+        let mut rest = Vec::new();
+        let _ = timeout(PATIENCE, client.0.read_to_end(&mut rest))
+            .await
+            .unwrap();
+        assert_eq!(rest, b"");
+    }
+}
+
+#[tokio::test]
+async fn empty_lines_are_passed_over_and_a_flood_of_them_is_too_large() {
+    let server = Server::start("").await;
+    let mut alice = server.lines(&TLS13, None).await;
+    alice.log_in("alice").await;
+    // As many bytes as an object may have, again and again.
+    let blank = "\n".repeat(64 << 10);
+    for blank in [&blank, &blank, &"\r\n".repeat(32 << 10)] {
+        alice.0.get_mut().write_all(blank.as_bytes()).await.unwrap();
+        alice.say(&json!({ "type": "ping" })).await;
+        alice.hear_type("pong").await;
+    }
+    alice.0.get_mut().write_all(blank.as_bytes()).await.unwrap();
+    alice.0.get_mut().write_all(b"\n").await.unwrap();
+    assert_eq!(alice.hear_type("error").await["code"], "too_large");
+    alice.hears_goodbye("too_large").await;
 }

@@ -11,6 +11,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -37,7 +38,7 @@ use tokio_tungstenite::tungstenite::{
 use crate::{
     BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
     Permit, ServeError, Transport, TransportConfig, Wire, duplex,
-    http::{Answer, bad_request, credentials, refused, refused_as, upgraded},
+    http::{Answer, bad_request, closing, credentials, refused, refused_as, upgraded},
     socket::Socket,
 };
 
@@ -166,9 +167,9 @@ struct Upgrade {
 #[async_trait]
 impl HttpRoute for Upgrade {
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
-        match self.upgrade(request, peer).await {
-            Ok(answer) | Err(answer) => answer,
-        }
+        // Where nothing came of an upgrade nothing follows: a proxy that did not look at the answer would take what
+        // follows for WebSocket, and pass on requests that it has not judged.
+        self.upgrade(request, peer).await.unwrap_or_else(closing)
     }
 }
 
@@ -260,9 +261,11 @@ fn not_an_upgrade(error: &tungstenite::Error) -> Answer {
     ) {
         return refused(&refusal);
     }
-    // RFC 6455, section 4.4: the version that is spoken here is told.
+    // RFC 6455, section 4.4: the version that is spoken here is told. RFC 9110, section 7.8: `Upgrade` is for the next on
+    // the way alone, and `Connection` has to say so.
     let mut answer = refused_as(StatusCode::UPGRADE_REQUIRED, &refusal);
     let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(
         header::SEC_WEBSOCKET_VERSION,
@@ -276,7 +279,7 @@ async fn serve(
     upgrade: OnUpgrade,
     mut connection: Box<Connection>,
     permit: Permit,
-    write_timeout: std::time::Duration,
+    write_timeout: Duration,
 ) {
     let Ok(Some((stream, early))) =
         timeout(write_timeout, Pin::from(Box::new(upgraded(upgrade)))).await
@@ -381,9 +384,7 @@ impl Connection {
                 break;
             }
         }
-        if !feed.output.is_empty() {
-            self.session.write_raw(std::mem::take(&mut feed.output));
-        }
+        self.write_out(&mut feed);
         bytes.len() - feed.input.len()
     }
 

@@ -59,6 +59,8 @@ const KEYS: u128 = 65_536;
 const KEY: u128 = 256;
 /// A name that is a key or part of one: 128 characters of 4 bytes.
 const NAME: u128 = 560;
+/// The addresses from which a name has logged in last, 8 of them with their times.
+const HOMES: u128 = 8 * 40;
 /// Sessions remembered after their end, and bans.
 const REMEMBERED: u128 = 10_000;
 /// Each of them.
@@ -468,13 +470,20 @@ impl Worst {
             &[],
             addresses * KEYS * KEY,
         );
-        // One is of where names have logged in from.
-        let names = 1 + limited(&[limits.sends_per_user, limits.login_failures_per_name]);
+        let failures = limits.login_failures_per_name;
+        // Failures of those who have logged in from where they are have a table of their own.
+        let names = limited(&[limits.sends_per_user, failures, failures]);
         self.add(
-            "rates, failed log-ins and familiar addresses by name",
+            "rates and failed log-ins by name",
             format!("{names} x {KEYS} x {}", Human(KEY + NAME)),
             &[],
             names * KEYS * (KEY + NAME),
+        );
+        self.add(
+            "from where names have logged in",
+            format!("{KEYS} x {}", Human(KEY + NAME + HOMES)),
+            &[],
+            KEYS * (KEY + NAME + HOMES),
         );
         self.add(
             "bans and ended sessions",
@@ -872,8 +881,8 @@ mod tests {
     fn tables_by_name_and_by_address_are_counted_where_there_is_a_rate() {
         let mut hub = HubConfig::default();
         let (names, addresses) = (
-            "rates, failed log-ins and familiar addresses by name",
-            "rates and failed",
+            "rates and failed log-ins by name",
+            "rates and failed log-ins by address",
         );
         let of = |hub: &HubConfig, what| bytes(&worst(hub, &[("tcp", Wire::Stream)]), what);
         let some = hub.limits.login_failures_per_name;
@@ -882,10 +891,12 @@ mod tests {
         assert_eq!(of(&hub, names), 3 * KEYS * (KEY + NAME));
         hub.limits.sends_per_user = Rate::Unlimited;
         hub.limits.login_failures_per_name = Rate::Unlimited;
+        assert_eq!(of(&hub, names), 0);
+        let homes = of(&hub, "from where names have logged in");
         assert_eq!(
-            of(&hub, names),
-            KEYS * (KEY + NAME),
-            "where names come from is known all the same"
+            homes,
+            KEYS * (KEY + NAME + HOMES),
+            "that is known all the same"
         );
         assert_eq!(of(&hub, addresses), 3 * KEYS * KEY);
         hub.limits.connects_per_ip = Rate::Unlimited;

@@ -14,15 +14,18 @@ pub type Answer = Response<Full<Bytes>>;
 
 /// An answer all but its body, for a route that gives many which differ in nothing else: its head is laid out once.
 #[derive(Debug)]
-pub struct Template {
+pub(crate) struct Template {
     answer: Answer,
     head: Head,
 }
 
+#[cfg_attr(
+    not(feature = "http-polling"),
+    allow(dead_code, reason = "only polls have so many")
+)]
 impl Template {
     /// That of answers like this one, whose own body is left out.
-    #[must_use]
-    pub fn new(mut answer: Answer) -> Arc<Self> {
+    pub(crate) fn new(mut answer: Answer) -> Arc<Self> {
         *answer.body_mut() = Full::default();
         not_stored(&mut answer);
         let head = Head::of(&answer);
@@ -30,8 +33,7 @@ impl Template {
     }
 
     /// The answer with `body`.
-    #[must_use]
-    pub fn fill(self: &Arc<Self>, body: Bytes) -> Outgoing {
+    pub(crate) fn fill(self: &Arc<Self>, body: Bytes) -> Outgoing {
         Outgoing::Filled(Arc::clone(self), body)
     }
 
@@ -42,7 +44,7 @@ impl Template {
 
 /// An answer on its way out.
 #[derive(Debug)]
-pub enum Outgoing {
+pub(crate) enum Outgoing {
     /// One of its own. Boxed, since it is large and goes from hand to hand.
     Answer(Box<Answer>),
     /// One of many that are alike, and its body.
@@ -50,9 +52,7 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
-    /// The status.
-    #[must_use]
-    pub fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Answer(answer) => answer.status(),
             Self::Filled(template, _) => template.answer.status(),
@@ -178,7 +178,7 @@ pub(crate) fn coded() -> Answer {
 /// The same answer; the connection is closed after it.
 pub(crate) fn closing(mut answer: Answer) -> Answer {
     let close = HeaderValue::from_static("close");
-    answer.headers_mut().insert(header::CONNECTION, close);
+    answer.headers_mut().append(header::CONNECTION, close);
     answer
 }
 

@@ -27,7 +27,7 @@ const DATE: usize = 29;
 const LAST_SECOND: u64 = 253_402_300_799;
 
 /// What is ours to say of an answer, whatever a route says: how long it is, that it comes in one piece, when, and what
-/// becomes of the connection, where a route may say `close`.
+/// becomes of the connection, where a route may say `close`. A route's `Upgrade` has its option (RFC 9110, section 7.8).
 static OURS: [HeaderName; 4] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -62,6 +62,9 @@ impl Head {
                 lines.put_slice(value.as_bytes());
                 lines.put_slice(b"\r\n");
             }
+        }
+        if answer.headers().contains_key(header::UPGRADE) {
+            lines.put_slice(b"connection: upgrade\r\n");
         }
         Self {
             lines,

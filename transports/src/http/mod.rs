@@ -44,9 +44,11 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
+#[cfg(any(test, feature = "http-polling"))]
+pub(crate) use answer::Template;
+pub(crate) use answer::closing;
 pub use answer::{
-    Answer, Outgoing, Template, bad_request, empty, json, method_not_allowed, refused, refused_as,
-    refused_with, status,
+    Answer, bad_request, empty, json, method_not_allowed, refused, refused_as, refused_with, status,
 };
 pub use authorization::{bearer, credentials};
 pub use body::{BodyError, read as read_body};
@@ -58,6 +60,7 @@ use crate::{
     address,
     origin::Scheme,
 };
+use answer::Outgoing;
 use socket::{End, HttpSocket, Watch, drive};
 
 /// What answers the requests to one path.
@@ -68,16 +71,24 @@ use socket::{End, HttpSocket, Watch, drive};
 pub trait HttpRoute: Send + Sync + 'static {
     /// Answers one request. An upgrade is answered with 101; [`upgraded`] then yields the socket.
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer;
+}
 
-    /// The same, as a future that owns what it needs: what is called. A route with many requests that wait may let go of
-    /// all else here, say of the head, and so hold less for each; one with many answers that differ in their bodies
-    /// alone may give them by a [`Template`].
-    fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
-        Box::pin(async move { self.handle(request, &peer).await.into() })
+/// The same for a route with many requests that wait, and many answers: it lets go of what it does not need while it
+/// waits, say of the head, and gives answers that differ in their bodies alone by an [`answer::Template`].
+pub(crate) trait Route: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: HttpPeer) -> Coming;
+}
+
+/// An answer to come, which owns what it needs.
+pub(crate) type Coming = Pin<Box<dyn Future<Output = Outgoing> + Send>>;
+
+/// A route of anybody's.
+struct Plain(Arc<dyn HttpRoute>);
+
+impl Route for Plain {
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: HttpPeer) -> Coming {
+        Box::pin(async move { self.0.handle(request, &peer).await.into() })
     }
 }
 
@@ -240,7 +251,7 @@ impl fmt::Debug for HttpListener {
 }
 
 /// What answers, by path.
-type Routes = BTreeMap<String, Arc<dyn HttpRoute>>;
+type Routes = BTreeMap<String, Arc<dyn Route>>;
 
 struct Shared {
     address: SocketAddr,
@@ -270,7 +281,12 @@ impl HttpListener {
         path: impl Into<String>,
         route: Arc<dyn HttpRoute>,
     ) -> Result<(), BindError> {
-        match Arc::make_mut(&mut self.shared.routes.write()).entry(path.into()) {
+        self.claim(path.into(), Arc::new(Plain(route)))
+    }
+
+    /// The same for a [`Route`].
+    pub(crate) fn claim(&self, path: String, route: Arc<dyn Route>) -> Result<(), BindError> {
+        match Arc::make_mut(&mut self.shared.routes.write()).entry(path) {
             btree_map::Entry::Vacant(free) => {
                 free.insert(route);
                 Ok(())
@@ -382,7 +398,7 @@ struct Client {
     waker: Mutex<Waker>,
     /// The `Host` of an earlier request, which is served: most connections have one for all their requests.
     host: OnceLock<Box<[u8]>>,
-    /// Whether hyper has been told that the connection may be upgraded.
+    /// Whether hyper has been told that the connection may be upgraded. From then on it answers all requests by itself.
     may_upgrade: AtomicBool,
 }
 
@@ -399,13 +415,13 @@ enum Aside {
 impl Client {
     /// The route of a request, and who asks; or the answer to a request that no route is asked about.
     #[expect(clippy::result_large_err, reason = "the answer is sent as it is")]
-    fn route(&self, request: &Request<Incoming>) -> Result<(Arc<dyn HttpRoute>, HttpPeer), Answer> {
+    fn route(&self, request: &Request<Incoming>) -> Result<(Arc<dyn Route>, HttpPeer), Answer> {
         let refuse = |reason| self.shared.door.refused(reason);
         let has_body = !request.body().is_end_stream();
         if has_body && has_doubtful_body(request.headers()) {
             refuse(RefusedReason::BadRequest);
             let refusal = bad_request("Transfer-Encoding is chunked, once, or not there.");
-            return Err(answer::closing(refused(&refusal)));
+            return Err(closing(refused(&refusal)));
         }
         if !self.has_known_host(request) {
             match self.shared.hosts.check(request.uri(), request.headers()) {
@@ -451,7 +467,8 @@ impl Service<Request<Incoming>> for Answers {
         let client = &self.0;
         let all_written = client.watch.handling();
         let is_upgrade = request.extensions().get::<OnUpgrade>().is_some();
-        let is_plain = all_written && !is_upgrade && connection::is_plain(&request);
+        let may_upgrade = client.may_upgrade.load(Ordering::Relaxed);
+        let is_plain = all_written && !is_upgrade && !may_upgrade && connection::is_plain(&request);
         let has_body = !request.body().is_end_stream();
         // Browsers may ask anybody with OPTIONS: that proves nothing.
         let asks = request.method() != Method::OPTIONS;
@@ -478,7 +495,7 @@ impl Service<Request<Incoming>> for Answers {
                 Poll::Pending => Aside::Waits(work),
             });
             Promised::Elsewhere
-        } else if is_upgrade && !client.may_upgrade.load(Ordering::Relaxed) {
+        } else if is_upgrade && !may_upgrade {
             *client.aside.lock() = Some(Aside::Upgrade);
             Promised::Upgrade(work)
         } else {
@@ -495,7 +512,7 @@ impl Service<Request<Incoming>> for Answers {
 /// A route at work on one request.
 struct Work {
     asks: bool,
-    answer: Pin<Box<dyn Future<Output = Outgoing> + Send>>,
+    answer: Coming,
 }
 
 impl Work {

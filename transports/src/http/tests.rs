@@ -261,6 +261,16 @@ async fn doubtful_requests_are_refused_with_an_object() {
             "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx".to_owned(),
             400,
         ),
+        ("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: +1\r\n\r\nx".to_owned(), 400),
+        ("POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1, 1\r\n\r\nx".to_owned(), 400),
+        (
+            "POST /echo HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
+            400,
+        ),
+        ("GET /echo HTTP/1.1\r\nHost: localhost\r\nX-Folded: a\r\n b\r\n\r\n".to_owned(), 400),
+        ("GET /echo HTTP/1.1\r\nHost: localhost\r\nX-Bare: a\rb\r\n\r\n".to_owned(), 400),
+        ("GET /echo HTTP/1.1\r\nHost: localhost\r\nX-Nul: a\0b\r\n\r\n".to_owned(), 400),
+        ("GET /echo HTTP/1.1\r\nHost: localhost\r\nX-Spaced : a\r\n\r\n".to_owned(), 400),
         ("PROXY TCP4 203.0.113.7 192.0.2.1 1 2\r\n\r\n".to_owned(), 400),
         ("{\"type\":\"login\"}\r\n\r\n".to_owned(), 400),
         (format!("GET /echo HTTP/1.1\r\nHost: localhost\r\n{many_lines}\r\n"), 431),
@@ -273,6 +283,98 @@ async fn doubtful_requests_are_refused_with_an_object() {
         assert_eq!(server.record.seen().refused.len(), refused + 1, "{request:.60}");
     }
     server.record.until(|seen| seen.open == 0).await;
+}
+
+#[tokio::test]
+async fn after_a_body_with_two_ends_the_connection_is_closed() {
+    let server = Server::start(&json!({}), &[]);
+    let (length, chunked) = ("Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n");
+    for lines in [[length, chunked], [chunked, length]] {
+        let lines = lines.concat();
+        let mut client = server.connect().await;
+        // Somebody on the way may have taken the rest for a part of the body, or the other way round.
+        client
+            .say(&format!(
+                "POST /echo HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n0\r\n\r\n{GET}"
+            ))
+            .await;
+        let reply = client.reply().await;
+        assert_eq!(reply.status, 200, "{lines}");
+        assert!(reply.head.contains("\r\nconnection: close\r\n"), "{lines}");
+        assert!(client.is_closed().await, "and no other answer: {lines}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_upgrade_says_so_in_connection() {
+    fn required() -> Answer {
+        let mut answer = refused_as(StatusCode::UPGRADE_REQUIRED, &bad_request("Upgrade."));
+        let headers = answer.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("shout"));
+        answer
+    }
+    let server = Server::start(
+        &json!({}),
+        &[
+            ("/up", Arc::new(Says(required))),
+            ("/up/last", Arc::new(Says(|| closing(required())))),
+        ],
+    );
+    for (path, options) in [
+        ("/up", vec!["upgrade"]),
+        ("/up/last", vec!["upgrade", "close"]),
+    ] {
+        // hyper writes the answers to those that ask for an upgrade.
+        for lines in ["", "Connection: upgrade\r\nUpgrade: shout\r\n"] {
+            let mut client = server.connect().await;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n");
+            client.say(&request).await;
+            let reply = client.reply().await;
+            assert_eq!(reply.status, 426, "{request}");
+            assert!(reply.head.contains("\r\nupgrade: shout\r\n"), "{reply:?}");
+            let told: Vec<_> = reply
+                .head
+                .lines()
+                .filter_map(|line| line.strip_prefix("connection: "))
+                .flat_map(|line| line.split(", "))
+                .collect();
+            assert_eq!(told, options, "{request}");
+            if options.contains(&"close") {
+                assert!(client.is_closed().await, "{request}");
+            } else {
+                client.say(GET).await;
+                assert_eq!(client.reply().await.status, 200, "{request}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_after_an_upgrade_that_nobody_made() {
+    // As clients do that would rather speak HTTP/2.
+    let wish =
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+    for first in [GET, &post("x")] {
+        let (held, mut begun) = Held::new("{}");
+        let server = Server::start(&json!({}), &[("/held", held.clone())]);
+        let mut client = server.connect().await;
+        client
+            .say(&first.replacen("\r\n\r\n", &format!("\r\n{wish}"), 1))
+            .await;
+        assert_eq!(client.reply().await.status, 200);
+        client.say(GET).await;
+        let again = tokio::time::timeout(Duration::from_secs(10), client.reply()).await;
+        assert_eq!(again.expect("it is answered").status, 200);
+        client.say(&post("two")).await;
+        assert_eq!(client.reply().await.object()["body"], "two");
+        client
+            .say("GET /held HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await;
+        begun.recv().await.unwrap();
+        held.go.cancel();
+        assert_eq!(client.reply().await.status, 200);
+    }
 }
 
 #[tokio::test]
@@ -761,18 +863,8 @@ impl HttpRoute for Says {
 /// Fills in what is left of an answer.
 struct Fills(Arc<Template>);
 
-#[async_trait]
-impl HttpRoute for Fills {
-    async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
-        let route = Arc::new(Self(Arc::clone(&self.0)));
-        route.answer(request, peer.clone()).await.into()
-    }
-
-    fn answer(
-        self: Arc<Self>,
-        _request: Request<Incoming>,
-        _peer: HttpPeer,
-    ) -> Pin<Box<dyn Future<Output = Outgoing> + Send>> {
+impl Route for Fills {
+    fn answer(self: Arc<Self>, _request: Request<Incoming>, _peer: HttpPeer) -> Coming {
         Box::pin(ready(self.0.fill(Bytes::from_static(b"[1]"))))
     }
 }
@@ -787,17 +879,19 @@ async fn an_answer_by_a_template_is_what_it_would_be_by_itself() {
         answer
     }
     fn last() -> Answer {
-        answer::closing(answer())
+        closing(answer())
     }
     let server = Server::start(
         &json!({}),
         &[
             ("/own", Arc::new(Says(answer))),
             ("/own/last", Arc::new(Says(last))),
-            ("/template", Arc::new(Fills(Template::new(answer())))),
-            ("/template/last", Arc::new(Fills(Template::new(last())))),
         ],
     );
+    for (path, answer) in [("/template", answer()), ("/template/last", last())] {
+        let fills = Arc::new(Fills(Template::new(answer)));
+        server.listener.claim(path.to_owned(), fills).unwrap();
+    }
     // hyper writes the answers to those of version 1.0.
     for version in ["1.1", "1.0"] {
         for path in ["", "/last"] {
@@ -868,12 +962,12 @@ async fn an_answer_looks_alike_whoever_writes_it() {
 
 #[tokio::test]
 async fn an_answer_without_a_body_has_no_length_and_one_that_closes_does() {
-    let closing = || answer::closing(json(StatusCode::OK, "{}"));
+    let last = || closing(json(StatusCode::OK, "{}"));
     let server = Server::start(
         &json!({}),
         &[
             ("/empty", Arc::new(Says(empty))),
-            ("/last", Arc::new(Says(closing))),
+            ("/last", Arc::new(Says(last))),
         ],
     );
     let mut client = server.connect().await;

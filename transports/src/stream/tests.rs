@@ -36,7 +36,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        Self::start_with("", &json!({}), Alpn::Own).await
+        Self::start_with("", &json!({}), Alpn::CHINWAG).await
     }
 
     /// `table`: further keys of `[tls.public]`; `config`: of the listener.
@@ -377,7 +377,7 @@ async fn a_slow_handshake_stalls_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_handshake_has_its_time() {
     let table = ",\"handshake_timeout\":\"3s\"";
-    let server = Server::start_with(table, &json!({}), Alpn::Own).await;
+    let server = Server::start_with(table, &json!({}), Alpn::CHINWAG).await;
     let began = chinwag_core::clock::now();
     let mut silent = server.connect().await;
     assert!(is_closed(&mut silent).await);
@@ -422,7 +422,7 @@ async fn a_drain_ends_handshakes_and_spares_connections() {
 async fn a_proxy_names_the_client_before_the_handshake() {
     const HEADER: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 1 2\r\n";
     let config = json!({ "client_address": "proxy-protocol", "proxies": ["127.0.0.1"] });
-    let mut server = Server::start_with("", &config, Alpn::Own).await;
+    let mut server = Server::start_with("", &config, Alpn::CHINWAG).await;
     for is_together in [true, false] {
         let config = server.config();
         let mut tcp = server.connect().await;
@@ -456,7 +456,7 @@ async fn a_proxy_names_the_client_before_the_handshake() {
 #[tokio::test]
 async fn a_refused_client_is_told_by_its_own_address_and_that_of_its_proxy() {
     let config = json!({ "client_address": "proxy-protocol", "proxies": ["127.0.0.1"] });
-    let server = Server::start_with("", &config, Alpn::Own).await;
+    let server = Server::start_with("", &config, Alpn::CHINWAG).await;
     let log = Log::default();
     let _guard = log.keep();
     for (header, told) in [
@@ -518,7 +518,7 @@ impl AsyncWrite for Together {
 
 #[tokio::test]
 async fn http_is_agreed_on_where_it_is_spoken() {
-    let mut server = Server::start_with("", &json!({}), Alpn::Http).await;
+    let mut server = Server::start_with("", &json!({}), Alpn::HTTP).await;
     for version in VERSIONS {
         for (offers, agreed) in [
             (&["h2", "http/1.1"][..], Some(Some("http/1.1"))),

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,7 +19,8 @@ use rustls::{
         aws_lc_rs::{Ticketer, default_provider},
     },
     pki_types::{
-        CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime, pem, pem::PemObject,
+        CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+        SignatureVerificationAlgorithm, UnixTime, pem, pem::PemObject,
     },
     server::{
         ServerSessionMemoryCache, VerifierBuilderError, WebPkiClientVerifier,
@@ -30,14 +31,12 @@ use rustls::{
 };
 use webpki::BorrowedCertRevocationList;
 use x509_parser::{
-    asn1_rs::{Any, BitString, Tag},
+    asn1_rs::{Any, BitString, Oid, Tag},
     certificate::{Validity, X509Certificate},
-    error::X509Error,
     extensions::GeneralName,
     prelude::FromDer,
     time::ASN1Time,
-    verify::verify_signature,
-    x509::{AlgorithmIdentifier, X509Name},
+    x509::{SubjectPublicKeyInfo, X509Name},
 };
 
 use super::{
@@ -73,8 +72,8 @@ pub(super) struct Files {
 /// What the files make.
 pub(super) struct Material {
     pub(super) generation: u64,
-    pub(super) http: Arc<ServerConfig>,
-    pub(super) own: Arc<ServerConfig>,
+    /// That of a handshake, but for what is spoken inside.
+    pub(super) config: ServerConfig,
     pub(super) clients: Option<Clients>,
     /// For those who are in, where others are trusted now: the age and the gaps of lists are not held against them.
     pub(super) inside: Option<Arc<ClientVerifier>>,
@@ -89,7 +88,7 @@ pub(super) struct Material {
 pub(super) struct Unusable {
     /// Everything that is wrong, with the key of each file.
     pub(super) faults: Vec<BuildError>,
-    /// Whether the system would not let us read one of them, which may pass without any change to it.
+    /// Whether the system would not let us read one that is there, which may pass without any change to it.
     pub(super) is_unread: bool,
 }
 
@@ -208,8 +207,8 @@ impl Files {
         config.time_provider = Arc::clone(wall) as Arc<dyn TimeProvider>;
         match before.filter(|_| is_known) {
             Some(before) => {
-                config.ticketer = Arc::clone(&before.own.ticketer);
-                config.session_storage = Arc::clone(&before.own.session_storage);
+                config.ticketer = Arc::clone(&before.config.ticketer);
+                config.session_storage = Arc::clone(&before.config.session_storage);
             }
             None => {
                 config.ticketer = Ticketer::new().map_err(|error| {
@@ -220,15 +219,9 @@ impl Files {
                 config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
             }
         }
-        let speaking = |protocol: &[u8]| {
-            let mut config = config.clone();
-            config.alpn_protocols = vec![protocol.to_vec()];
-            Arc::new(config)
-        };
         Ok(Material {
             generation: before.map_or(0, |before| before.generation + 1),
-            http: speaking(b"http/1.1"),
-            own: speaking(b"chinwag"),
+            config,
             clients,
             inside,
             ends: reading.ends,
@@ -267,7 +260,8 @@ impl Reading {
                 self.fault(key, path, format_args!("it has over {most} MiB"));
             }
             Err(error) => {
-                self.is_unread = true;
+                // One that is not there is noticed when it comes.
+                self.is_unread |= error.kind() != io::ErrorKind::NotFound;
                 self.fault(key, path, format_args!("can't be read: {error}"));
             }
         }
@@ -572,28 +566,35 @@ impl Reading {
         head: &CrlHead<'_>,
     ) -> Vec<usize> {
         let name = distinguished_name(&head.issuer);
-        // The places of the anchors of its name, and what each key says of the signature.
+        // The places of the anchors of its name, and whether the key of each has signed it.
         let checked: Vec<_> = anchors
             .iter()
             .enumerate()
             .filter(|(_, anchor)| anchor.subject().as_raw() == head.issuer.as_raw())
-            .map(|(place, anchor)| {
-                let (key, signature) = (anchor.public_key(), &head.signature);
-                let verified = verify_signature(key, &head.algorithm, signature, head.signed);
-                (place, verified)
-            })
+            .map(|(place, anchor)| (place, self.has_signed(anchor.public_key(), head)))
             .collect();
-        let having = |verdict: Result<(), X509Error>| -> Vec<usize> {
-            let such = checked.iter().filter(|(_, verified)| *verified == verdict);
-            such.map(|(place, _)| *place).collect()
-        };
-        let mut signers = having(Ok(()));
-        if signers.is_empty() {
-            // What this check can't do is left to that at the door.
-            signers = having(Err(X509Error::SignatureUnsupportedAlgorithm));
-        }
+        let signers: Vec<usize> = checked
+            .iter()
+            .filter(|(_, has_signed)| *has_signed == Some(true))
+            .map(|(place, _)| *place)
+            .collect();
+        let is_known = self
+            .algorithms()
+            .any(|algorithm| algorithm.signature_alg_id().as_ref() == head.algorithm);
+        let is_foreign = checked.is_empty();
         let ca = ca.display();
-        if checked.is_empty() {
+        if !is_known || (!is_foreign && checked.iter().all(|(_, signed)| signed.is_none())) {
+            let algorithm = Oid::from_der(head.algorithm)
+                .map_or_else(|_| "unknown".to_owned(), |(_, oid)| oid.to_id_string());
+            self.fault(
+                "crl",
+                path,
+                format_args!(
+                    "the list by {name:?} is signed in a way that is not supported, or not safe (algorithm \
+                     {algorithm}), so nobody could be let in by it; have it signed with SHA-256 by a usual key"
+                ),
+            );
+        } else if is_foreign {
             self.warn(
                 path,
                 format_args!(
@@ -627,6 +628,31 @@ impl Reading {
             None => self.ends.push((TlsExpiry::Crl, next)),
         }
         signers
+    }
+
+    /// What signatures are checked by, here and at the door.
+    fn algorithms(&self) -> impl Iterator<Item = &'static dyn SignatureVerificationAlgorithm> {
+        let supported = self.provider.signature_verification_algorithms;
+        supported.all.iter().copied()
+    }
+
+    /// Whether `key` has signed the list. `None`: nobody can tell, as there is no algorithm for such keys.
+    fn has_signed(&self, key: &SubjectPublicKeyInfo<'_>, head: &CrlHead<'_>) -> Option<bool> {
+        let (_, whole) = Any::from_der(key.raw).ok()?;
+        let (_, kind) = Any::from_der(whole.data).ok()?;
+        let mut fitting = self
+            .algorithms()
+            .filter(|algorithm| algorithm.public_key_alg_id().as_ref() == kind.data)
+            .peekable();
+        fitting.peek()?;
+        let algorithm =
+            fitting.find(|algorithm| algorithm.signature_alg_id().as_ref() == head.algorithm);
+        let (key, signature) = (&key.subject_public_key.data, &head.signature.data);
+        Some(algorithm.is_some_and(|algorithm| {
+            algorithm
+                .verify_signature(key, head.signed, signature)
+                .is_ok()
+        }))
     }
 }
 
@@ -755,7 +781,8 @@ struct CrlHead<'a> {
     this_update: ASN1Time,
     next_update: ASN1Time,
     signed: &'a [u8],
-    algorithm: AlgorithmIdentifier<'a>,
+    /// What is in the sequence that names it.
+    algorithm: &'a [u8],
     signature: BitString<'a>,
 }
 
@@ -764,7 +791,7 @@ impl<'a> CrlHead<'a> {
         let (_, whole) = Any::from_der(der).ok()?;
         let (rest, list) = Any::from_der(whole.data).ok()?;
         let signed = whole.data.get(..whole.data.len() - rest.len())?;
-        let (rest, algorithm) = AlgorithmIdentifier::from_der(rest).ok()?;
+        let (rest, algorithm) = Any::from_der(rest).ok()?;
         let (_, signature) = BitString::from_der(rest).ok()?;
         let (after, version) = Any::from_der(list.data).ok()?;
         let rest = if version.tag() == Tag::Integer {
@@ -772,7 +799,7 @@ impl<'a> CrlHead<'a> {
         } else {
             list.data
         };
-        let (rest, _) = AlgorithmIdentifier::from_der(rest).ok()?;
+        let (rest, _) = Any::from_der(rest).ok()?;
         let (rest, issuer) = X509Name::from_der(rest).ok()?;
         let (rest, this_update) = ASN1Time::from_der(rest).ok()?;
         let (_, next_update) = ASN1Time::from_der(rest).ok()?;
@@ -781,7 +808,7 @@ impl<'a> CrlHead<'a> {
             this_update,
             next_update,
             signed,
-            algorithm,
+            algorithm: algorithm.data,
             signature,
         })
     }

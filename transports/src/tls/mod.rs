@@ -6,8 +6,8 @@
 //!   refused, and when a list is out of date so is everything that it tells of.
 //! - A connection that resumes an earlier one is judged anew, since the certificate may have ended meanwhile.
 //! - Files are read again when they change, or on [`Tls::reload`]. New handshakes use the new ones; connections go on.
-//!   A file that can't be used changes nothing and is told in the log and as a metric; one that can't be read just now
-//!   is tried again.
+//!   A file that can't be used changes nothing and is told in the log and as a metric, once and then by the hour; one
+//!   that can't be read just now is tried again.
 //!
 //! Deliberately absent: OCSP, several certificates by server name, early data, renegotiation, key logs.
 
@@ -56,6 +56,8 @@ use self::{
 
 /// How often files are looked at. A change has to last from one look to the next, so it is taken within twice that.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is said again that files can't be used, for as long as they can't.
+const REMIND_EVERY: Duration = Duration::from_secs(3600);
 /// For how long a client's certificate is not judged again while nothing has changed.
 const FRESH: Duration = Duration::from_secs(10);
 /// How long a refused client may take to read why.
@@ -219,7 +221,7 @@ impl TlsConfig {
             material: RwLock::new(Arc::new(material)),
             following: Mutex::new(Following {
                 watch,
-                told: Vec::new(),
+                trouble: None,
             }),
             ears: Mutex::default(),
             metrics: OnceLock::new(),
@@ -227,15 +229,37 @@ impl TlsConfig {
     }
 }
 
-/// What is spoken inside. A client that offers protocols (ALPN) without the one that is spoken is refused; one that
-/// offers none is not. So what a browser was made to send to a port of lines, thinking it HTTP, gets no answer that
-/// could pass for one by a server of the same name.
+/// What is spoken inside, by its name in the handshake (ALPN). A client that offers protocols without the one that is
+/// spoken is refused; one that offers none is not. So what a browser was made to send to a port of lines, thinking it
+/// HTTP, gets no answer that could pass for one by a server of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alpn {
+pub struct Alpn(&'static str);
+
+impl Alpn {
     /// HTTP/1.1, as `http/1.1`.
-    Http,
-    /// A protocol of one's own, as `chinwag`: lines of JSON, or what another transport speaks.
-    Own,
+    pub const HTTP: Self = Self::new("http/1.1");
+    /// Lines of JSON, and whatever else has no name of its own, as `chinwag`.
+    pub const CHINWAG: Self = Self::new("chinwag");
+
+    /// The protocol `name`, of 1 to 255 bytes. What is registered with IANA should be spoken by no other protocol: its
+    /// clients would take the answers for real.
+    ///
+    /// # Panics
+    /// The name is empty, or too long. In a constant that is an error of the compiler's.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        assert!(
+            matches!(name.len(), 1..=255),
+            "the name of a protocol has 1 to 255 bytes"
+        );
+        Self(name)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.0
+    }
 }
 
 /// One TLS table, loaded: shakes hands, and keeps up with its files.
@@ -257,8 +281,15 @@ type Hear = dyn Fn(&Judge) + Send + Sync;
 /// What keeping up with the files needs.
 struct Following {
     watch: Watch,
-    /// What was wrong with them the last time, as it was logged.
-    told: Vec<String>,
+    trouble: Option<Trouble>,
+}
+
+/// Files that can't be used.
+struct Trouble {
+    /// What is wrong with them, by key.
+    faults: Vec<(Option<&'static str>, String)>,
+    /// When that was told last.
+    told: Instant,
 }
 
 impl fmt::Debug for Tls {
@@ -299,15 +330,14 @@ impl Tls {
     /// The configuration for a new handshake. Take it anew for each, so that changed files count.
     #[must_use]
     pub fn server_config(&self, alpn: Alpn) -> Arc<ServerConfig> {
-        let material = self.current();
-        Arc::clone(match alpn {
-            Alpn::Http => &material.http,
-            Alpn::Own => &material.own,
-        })
+        let mut config = self.current().config.clone();
+        config.alpn_protocols = vec![alpn.name().into()];
+        Arc::new(config)
     }
 
-    /// Shakes hands over `io` within `handshake_timeout`. `local` and `remote` are the two ends of the connection.
-    /// What fails is counted, and logged at debug; a client that was refused is given a second to read why.
+    /// Shakes hands over `io` within `handshake_timeout`. `local` is this end of the connection, and `remote` the
+    /// other, as an address or with the client that a proxy there has named. What fails is counted, and logged at
+    /// debug; a client that was refused is given a second to read why.
     ///
     /// Dropping the future drops the connection.
     ///
@@ -318,26 +348,12 @@ impl Tls {
         io: IO,
         alpn: Alpn,
         local: SocketAddr,
-        remote: SocketAddr,
+        remote: impl Into<Remote>,
     ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let remote = Remote::from(remote);
-        self.accept_from(io, alpn, local, remote).await
-    }
-
-    /// The same, where a proxy may stand at the other end.
-    pub(crate) async fn accept_from<IO>(
-        self: &Arc<Self>,
-        io: IO,
-        alpn: Alpn,
-        local: SocketAddr,
-        remote: Remote,
-    ) -> Result<(TlsStream<IO>, TlsPeer), TlsFailure>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
+        let remote = remote.into();
         let began = clock::now();
         let accepted = self.shake_hands(io, alpn, local, remote).await;
         match &accepted {
@@ -450,24 +466,36 @@ impl Tls {
         let read = following
             .watch
             .take(|| self.files.read(&self.wall, Some(&before)));
-        if let Some(metrics) = self.metrics.get() {
-            metrics.reloaded(read.is_ok());
-        }
         let is_unread = read.as_ref().is_err_and(|unusable| unusable.is_unread);
         following.watch.try_again(is_unread);
         let mut material = match read {
             Ok(material) => material,
             Err(Unusable { faults, .. }) => {
-                let reasons = faults.iter().map(ToString::to_string).collect();
-                let before = std::mem::replace(&mut following.told, reasons);
-                // What has been tried again in vain is no news.
-                if due == Due::Changed || before != following.told {
-                    self.complain(&faults, is_unread);
+                let found = faults.iter().map(|fault| (fault.key, fault.to_string()));
+                let trouble = Trouble {
+                    faults: found.collect(),
+                    told: clock::now(),
+                };
+                let known = following.trouble.as_ref();
+                if due == Due::Again && known.is_some_and(|known| known.faults == trouble.faults) {
+                    // What has been tried again in vain is no news.
+                    debug!(tls = %self.name, "TLS files still can't be read.");
+                } else {
+                    let what = if is_unread {
+                        "TLS files can't be read just now; those read before stay, and it is tried again."
+                    } else {
+                        "The changed TLS files can't be used; those read before stay."
+                    };
+                    self.complain(&trouble, what);
+                    following.trouble = Some(trouble);
                 }
                 return Err(faults);
             }
         };
-        following.told.clear();
+        following.trouble = None;
+        if let Some(metrics) = self.metrics.get() {
+            metrics.reloaded(true);
+        }
         for warning in &material.warnings {
             warn!(tls = %self.name, "{warning}");
         }
@@ -476,7 +504,7 @@ impl Tls {
         let material = Arc::new(material);
         self.tell_ends(&material);
         *self.material.write() = material;
-        drop(following);
+        // Still held: nobody hears of what an older look found after a newer one.
         if let Some(verifier) = inside {
             let judge = Judge {
                 verifier,
@@ -490,23 +518,31 @@ impl Tls {
         Ok(())
     }
 
-    fn complain(&self, faults: &[BuildError], is_unread: bool) {
-        let what = if is_unread {
-            "TLS files can't be read just now; those read before stay, and it is tried again."
-        } else {
-            "The changed TLS files can't be used; those read before stay."
-        };
-        for fault in faults {
-            error!(tls = %self.name, key = fault.key, error = %fault, "{what}");
+    /// Logs and counts that files can't be used.
+    fn complain(&self, trouble: &Trouble, what: &str) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.reloaded(false);
+        }
+        for (key, error) in &trouble.faults {
+            error!(tls = %self.name, key, %error, "{what}");
         }
     }
 
-    /// Takes the files where they have changed and stand still, or are to be tried again. Blocks.
+    /// Takes the files where they have changed and stand still, or are to be tried again; where they can't be used, says
+    /// so again from time to time. Blocks.
     fn look(&self) {
         let mut following = self.following.lock();
         if let Some(due) = following.watch.look() {
             // Told where it happens.
             let _ = self.take(following, due);
+        } else if let Some(trouble) = &mut following.trouble
+            && trouble.told.elapsed() >= REMIND_EVERY
+        {
+            trouble.told = clock::now();
+            self.complain(
+                trouble,
+                "The TLS files still can't be used; those read before stay.",
+            );
         }
     }
 
@@ -581,13 +617,13 @@ impl Judge {
     }
 }
 
-/// Whence a connection comes.
+/// Whence a connection comes, for [`Tls::accept`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Remote {
+pub struct Remote {
     /// Its other end.
-    pub(crate) address: SocketAddr,
-    /// The client that a proxy at the other end has named.
-    pub(crate) client: Option<IpAddr>,
+    pub address: SocketAddr,
+    /// The client, where a proxy is at the other end and has named it.
+    pub client: Option<IpAddr>,
 }
 
 impl From<SocketAddr> for Remote {

@@ -206,31 +206,60 @@ pub(crate) struct Spki(Vec<u8>);
 impl Spki {
     /// RSA of 1024 bits.
     pub(crate) fn rsa_1024() -> Self {
-        Self::hex(
+        Self(bytes(
             "30819f300d06092a864886f70d010101050003818d0030818902818100f166474dcc7641d6510866\
              d82f0fea73e70e876d7dbde9d4de0e1f7ce9cacfedbc914edda23bff4ff10aa2b88919500ddbc0b7\
              53aa8adbf67420e8399521326728bca89f3e52768560a20bc91506ad9100b22ee3963bd6e74ae5ce\
              3640a4f41ae9800f033fd15a1039baff01c6fdb6294335f5f6058875e5e189135161a17d83020301\
              0001",
-        )
+        ))
     }
 
     /// The curve P-192.
     pub(crate) fn p192() -> Self {
-        Self::hex(
+        Self(bytes(
             "3049301306072a8648ce3d020106082a8648ce3d03010103320004dacc241a8364f09d612f68d0e5\
              ed3a3de9c6c2c587ce9aa184a9ad7290fed9066e2c92ecd8fad001395d1a0795fe4346",
-        )
+        ))
     }
+}
 
-    fn hex(text: &str) -> Self {
-        let digit = |byte: u8| u8::try_from(char::from(byte).to_digit(16).unwrap()).unwrap();
-        let bytes = text
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| digit(pair[0]) << 4 | digit(pair[1]));
-        Self(bytes.collect())
-    }
+/// A CA `clients` of the old days, good until the year 2126, and a list by it that revokes nobody: SHA-1 with RSA of
+/// 1024 bits. PEM, as made by openssl.
+pub(crate) fn by_sha1() -> (String, String) {
+    let ca = bytes(
+        "308201f13082015aa003020102021421c50f02a8841b05c77b6bae02c012e5ed431bd1300d06092a\
+         864886f70d010105050030123110300e06035504030c07636c69656e74733020170d323631313233\
+         3133323931375a180f32313236313033303133323931375a30123110300e06035504030c07636c69\
+         656e747330819f300d06092a864886f70d010101050003818d00308189028181009e49ed01326785\
+         97784fa9ad10239a9221208848c5ceef68d922ae2391ecc387e06aab6905a6443d01c94c4d4adfb8\
+         24b0d44b420980d52bb29f0b9085081aa600bc8e7c0d3b610af8832c52da9583cd3fd305de1878d2\
+         19f92257e55a85feda00405004875027a1f2e820dcaf2c08396a593b7799bd06b8e95966cc4eaab1\
+         410203010001a3423040300f0603551d130101ff040530030101ff300e0603551d0f0101ff040403\
+         020106301d0603551d0e041604144cf3f247b5472678f7fdcb6bbaaed46ea74f0d2b300d06092a86\
+         4886f70d01010505000381810054d21bf8d5391dd195f2e21e869473fe067572e8971d64c467d94e\
+         c8e23297b1c1aaf4e7eda9948c1b3924e8b335f399340aae1b167a5531a2afbc5f1b4b8b8c96425b\
+         b412fe1cb97593c271c4d6abd6269b716dddac2bb8928e70f1b54f34d50859b07f6ea1aac0605c34\
+         26ed6b13db26f4be80a5086d0b51341260de239e64",
+    );
+    let list = bytes(
+        "3081eb3056020101300d06092a864886f70d010105050030123110300e06035504030c07636c6965\
+         6e7473170d3236313132333133323931375a180f32313236313033303133323931375aa00e300c30\
+         0a0603551d140403020101300d06092a864886f70d01010505000381810040cab73208ed8a94ce45\
+         f5842822680a9502d843ecc3a71642058e968fe908ca45eda7628cad7bf23eaac80e8c56403de97f\
+         ca711b97390f5b1a8c3bc507c5ac7f7257a3bee4ccd92e8812322dc0d3a5952f5c7b35c3cf675d1e\
+         1f8bc8b79a832889d87b0fd904c67a50be2115b29a7dad90ce11f048d2044d2dd3652a9cd048",
+    );
+    (pem("CERTIFICATE", &ca), pem("X509 CRL", &list))
+}
+
+/// What hexadecimal digits tell.
+fn bytes(digits: &str) -> Vec<u8> {
+    let digit = |byte: u8| u8::try_from(char::from(byte).to_digit(16).unwrap()).unwrap();
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| digit(pair[0]) << 4 | digit(pair[1]))
+        .collect()
 }
 
 impl PublicKeyData for Spki {

@@ -9,7 +9,7 @@ use rustls::{
     ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
     client::{ResolvesClientCert, Resumption},
     crypto::aws_lc_rs::default_provider,
-    pki_types::ServerName,
+    pki_types::{CertificateRevocationListDer, ServerName},
     server::danger::ClientCertVerifier,
     sign::CertifiedKey,
     version::{TLS12, TLS13},
@@ -19,7 +19,7 @@ use tokio_rustls::{TlsConnector, client};
 
 use super::{
     pki::{
-        Authority, DAY, Folder, Identity, NOW, Spki, TestClock, day, pem, self_signed,
+        Authority, DAY, Folder, Identity, NOW, Spki, TestClock, by_sha1, day, pem, self_signed,
         signed_by_leaf,
     },
     *,
@@ -174,7 +174,7 @@ async fn judge(
     identity: Option<&Identity>,
 ) -> Result<Arc<TlsFacts>, TlsFailure> {
     let config = Arc::new(world.client(version).with(identity));
-    let (served, _) = meet(tls, config, Alpn::Own).await;
+    let (served, _) = meet(tls, config, Alpn::CHINWAG).await;
     served.map(|(_, peer)| Arc::clone(peer.facts()))
 }
 
@@ -394,6 +394,54 @@ async fn every_file_that_can_not_be_used_is_told_with_its_key_and_a_way_out() {
             .iter()
             .all(|fault| fault.to_string().contains("can't be read"))
     );
+}
+
+#[tokio::test]
+async fn a_list_whose_signature_nobody_can_check_is_told_at_the_start() {
+    let world = World::new();
+    let (old_ca, old_list) = by_sha1();
+    let good = world.ca.crl(-1, &[]);
+    // ECDSA with SHA-224, in both of the places that tell.
+    let ecdsa = b"\x2a\x86\x48\xce\x3d\x04\x03";
+    let mut sha224 = list_der(&good);
+    for at in 0..sha224.len() - ecdsa.len() {
+        if sha224[at..].starts_with(ecdsa) {
+            sha224[at + ecdsa.len()] = 1;
+        }
+    }
+    // A curve that nobody knows here: P-192 in the place of P-256.
+    let p256 = b"\x2a\x86\x48\xce\x3d\x03\x01\x07";
+    let mut odd_ca = world.ca.der().to_vec();
+    let at = odd_ca.windows(p256.len()).position(|part| part == p256);
+    odd_ca[at.unwrap() + p256.len() - 1] = 1;
+    let sha224 = pem("X509 CRL", &sha224);
+    for (what, ca, list, algorithm) in [
+        ("SHA-1", &old_ca, &old_list, "1.2.840.113549.1.1.5"),
+        (
+            "SHA-1 by a CA in between",
+            &Authority::root("other").pem(),
+            &old_list,
+            "1.2.840.113549.1.1.5",
+        ),
+        ("SHA-224", &world.ca.pem(), &sha224, "1.2.840.10045.4.3.1"),
+        (
+            "P-192",
+            &pem("CERTIFICATE", &odd_ca),
+            &good,
+            "1.2.840.10045.4.3.2",
+        ),
+    ] {
+        world.folder.put("ca.pem", ca);
+        world.folder.put("crl.pem", list);
+        let faults = world.try_load(STRICT).await.unwrap_err();
+        let [fault] = faults.as_slice() else {
+            panic!("{what}: {faults:?}")
+        };
+        assert_eq!(fault.key, Some("crl"), "{what}");
+        let message = fault.to_string();
+        assert!(message.contains("is not supported"), "{what}: {message}");
+        assert!(message.contains(algorithm), "{what}: {message}");
+    }
 }
 
 #[tokio::test]
@@ -907,6 +955,11 @@ async fn clients_are_told_of_every_ca() {
     assert!(verifier.client_auth_mandatory());
 }
 
+fn list_der(list: &str) -> Vec<u8> {
+    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes());
+    der.unwrap().to_vec()
+}
+
 #[tokio::test]
 async fn a_list_may_be_der() {
     let world = World::new();
@@ -914,11 +967,7 @@ async fn a_list_may_be_der() {
         .ca
         .client("bob", |params| params.serial_number = Some(13.into()));
     let list = world.ca.crl(-1, &[13]);
-    let der = <rustls::pki_types::CertificateRevocationListDer<'_> as PemObject>::from_pem_slice(
-        list.as_bytes(),
-    )
-    .unwrap();
-    world.folder.put("crl.pem", &*der);
+    world.folder.put("crl.pem", list_der(&list));
     let tls = world.load(STRICT).await;
     let all = [("revoked", Some(&revoked), TlsFailure::Revoked)];
     refuses(&world, &tls, &all).await;
@@ -932,7 +981,9 @@ async fn a_handshake_has_a_time_limit() {
     let tls = world.load(",\"handshake_timeout\":\"3s\"").await;
     let (near, _far) = duplex(1024);
     let began = clock::now();
-    let verdict = tls.accept(near, Alpn::Own, address(1), address(2)).await;
+    let verdict = tls
+        .accept(near, Alpn::CHINWAG, address(1), address(2))
+        .await;
     assert_eq!(verdict.err(), Some(TlsFailure::Timeout));
     assert_eq!(began.elapsed(), Duration::from_secs(3));
 }
@@ -944,7 +995,7 @@ async fn a_refused_client_has_a_second_to_read_why_and_no_more() {
     let (near, mut far) = duplex(1024);
     far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let began = clock::now();
-    let verdict = tls.accept(near, Alpn::Http, address(1), address(2)).await;
+    let verdict = tls.accept(near, Alpn::HTTP, address(1), address(2)).await;
     assert_eq!(verdict.err(), Some(TlsFailure::Malformed));
     assert_eq!(began.elapsed(), LINGER);
     let mut alert = Vec::new();
@@ -959,13 +1010,15 @@ async fn whoever_leaves_or_does_not_trust_the_server_is_counted_apart() {
     let (numbers, _lifecycle) = followed(&tls);
     let (near, far) = duplex(1024);
     drop(far);
-    let verdict = tls.accept(near, Alpn::Own, address(1), address(2)).await;
+    let verdict = tls
+        .accept(near, Alpn::CHINWAG, address(1), address(2))
+        .await;
     assert_eq!(verdict.err(), Some(TlsFailure::Closed));
     for version in VERSIONS {
         let mut client = world.client(version);
         client.roots = RootCertStore::empty();
         client.roots.add(world.ca.der()).unwrap();
-        let (served, _) = meet(&tls, Arc::new(client.with(None)), Alpn::Own).await;
+        let (served, _) = meet(&tls, Arc::new(client.with(None)), Alpn::CHINWAG).await;
         assert_eq!(served.err(), Some(TlsFailure::Alert));
     }
     let failures = |reason| {
@@ -979,18 +1032,27 @@ async fn whoever_leaves_or_does_not_trust_the_server_is_counted_apart() {
 
 #[tokio::test]
 async fn what_is_spoken_is_negotiated_with_those_who_negotiate() {
+    const CARRIER: Alpn = Alpn::new("carrier/1");
     let world = World::new();
     let tls = world.load("").await;
     for version in VERSIONS {
         for (alpn, offered, agreed) in [
-            (Alpn::Http, vec![], Ok(None)),
-            (Alpn::Http, vec!["http/1.1"], Ok(Some("http/1.1"))),
-            (Alpn::Http, vec!["h2", "http/1.1"], Ok(Some("http/1.1"))),
-            (Alpn::Http, vec!["h2"], Err(TlsFailure::Incompatible)),
-            (Alpn::Own, vec![], Ok(None)),
-            (Alpn::Own, vec!["h2", "chinwag"], Ok(Some("chinwag"))),
-            (Alpn::Own, vec!["http/1.1"], Err(TlsFailure::Incompatible)),
-            (Alpn::Own, vec!["h2"], Err(TlsFailure::Incompatible)),
+            (Alpn::HTTP, vec![], Ok(None)),
+            (Alpn::HTTP, vec!["http/1.1"], Ok(Some("http/1.1"))),
+            (Alpn::HTTP, vec!["h2", "http/1.1"], Ok(Some("http/1.1"))),
+            (Alpn::HTTP, vec!["h2"], Err(TlsFailure::Incompatible)),
+            (Alpn::CHINWAG, vec![], Ok(None)),
+            (Alpn::CHINWAG, vec!["h2", "chinwag"], Ok(Some("chinwag"))),
+            (
+                Alpn::CHINWAG,
+                vec!["http/1.1"],
+                Err(TlsFailure::Incompatible),
+            ),
+            (Alpn::CHINWAG, vec!["h2"], Err(TlsFailure::Incompatible)),
+            (CARRIER, vec![], Ok(None)),
+            (CARRIER, vec!["chinwag", "carrier/1"], Ok(Some("carrier/1"))),
+            (CARRIER, vec!["chinwag"], Err(TlsFailure::Incompatible)),
+            (CARRIER, vec!["carrier"], Err(TlsFailure::Incompatible)),
         ] {
             let mut config = world.client(version).with(None);
             config.alpn_protocols = offered
@@ -1046,10 +1108,10 @@ async fn again(
     let mut config = world.client(version).with(identity);
     config.resumption = Resumption::in_memory_sessions(8);
     let config = Arc::new(config);
-    let (first, _connected) = meet(tls, Arc::clone(&config), Alpn::Own).await;
+    let (first, _connected) = meet(tls, Arc::clone(&config), Alpn::CHINWAG).await;
     assert!(!is_resumed(first.unwrap().0.get_ref().1));
     between().await;
-    let (second, _connected) = meet(tls, config, Alpn::Own).await;
+    let (second, _connected) = meet(tls, config, Alpn::CHINWAG).await;
     second.map(|(stream, peer)| (is_resumed(stream.get_ref().1), Arc::clone(peer.facts())))
 }
 
@@ -1161,18 +1223,18 @@ async fn changed_files_are_noticed_and_told_in_metrics() {
     assert_eq!(ends("crl"), at(30));
 
     // A broken file keeps the old one, and is not tried again and again.
-    let before = tls.server_config(Alpn::Own);
+    let before = tls.current();
     world.folder.put("server.pem", "nonsense");
     until(|| reloads("failed") == 1).await;
     tokio::time::sleep(10 * LOOK_EVERY).await;
     assert_eq!((reloads("ok"), reloads("failed")), (1, 1));
-    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
+    assert!(Arc::ptr_eq(&before, &tls.current()));
     let alice = world.ca.client("alice", |_| ());
     judge(&world, &tls, &TLS13, Some(&alice)).await.unwrap();
 
     world.folder.put_server(&world.server_ca.server());
     until(|| reloads("ok") == 2).await;
-    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
+    assert!(!Arc::ptr_eq(&before, &tls.current()));
     assert_eq!(lifecycle.shut_down(Duration::from_secs(1)).await, 0);
 }
 
@@ -1261,39 +1323,26 @@ async fn counted(world: &World) -> (Arc<Tls>, Numbers) {
 async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
     let world = World::new();
     let (tls, numbers) = counted(&world).await;
-    let failed = || {
-        let failed = "chinwag_config_reloads_total{what=tls,name=public,outcome=failed}";
-        numbers.counted(failed)
-    };
     let log = Log::default();
     let _guard = log.keep();
-    // To be opened, but not to be read.
-    let unreadable = |name: &str| {
-        std::fs::remove_file(world.folder.at(name)).unwrap();
-        std::fs::create_dir(world.folder.at(name)).unwrap();
-    };
-    unreadable("server.key");
+    unreadable(&world, "server.key");
     tls.look();
-    assert_eq!(failed(), 0, "not at first sight");
+    assert_eq!(failed(&numbers), 0, "not at first sight");
     tls.look();
-    assert_eq!(failed(), 1);
-    let mut tries = Vec::new();
-    for second in 1..=250 {
-        let before = failed();
-        tokio::time::advance(LOOK_EVERY).await;
-        tls.look();
-        tries.extend((failed() > before).then_some(second));
-    }
-    assert_eq!(tries, [1, 3, 7, 15, 31, 63, 123, 183, 243]);
+    assert_eq!(failed(&numbers), 1);
+    assert_eq!(
+        tries(&tls, &log).await,
+        [1, 3, 7, 15, 31, 63, 123, 183, 243]
+    );
     let told = |what| log.lines(what).len();
-    assert_eq!((told("can't be read"), told("tried again")), (1, 1));
+    assert_eq!((failed(&numbers), told("just now")), (1, 1));
 
     // Another reason, and then none.
-    unreadable("server.pem");
+    unreadable(&world, "server.pem");
     tls.look();
     tls.look();
-    assert_eq!(failed(), 11, "a change is not waited for");
-    assert_eq!(told("can't be read"), 3, "two files now");
+    assert_eq!(failed(&numbers), 2, "a change is not waited for");
+    assert_eq!(told("just now"), 3, "two files now");
     for name in ["server.pem", "server.key"] {
         std::fs::remove_dir(world.folder.at(name)).unwrap();
     }
@@ -1301,11 +1350,91 @@ async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
     tls.look();
     tls.look();
     assert_eq!(told("read anew"), 1);
-    for _ in 0..120 {
+    assert_eq!(tries(&tls, &log).await, [0; 0]);
+    assert_eq!((failed(&numbers), told("read anew")), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_not_there_is_noticed_when_it_comes_and_not_tried_again() {
+    let world = World::new();
+    let (tls, numbers) = counted(&world).await;
+    let log = Log::default();
+    let _guard = log.keep();
+    let key = std::fs::read(world.folder.at("server.key")).unwrap();
+    std::fs::remove_file(world.folder.at("server.key")).unwrap();
+    tls.look();
+    tls.look();
+    assert_eq!(failed(&numbers), 1);
+    assert_eq!(tries(&tls, &log).await, [0; 0]);
+    assert_eq!(failed(&numbers), 1);
+    world.folder.put("server.key", key);
+    tls.look();
+    tls.look();
+    assert_eq!(log.lines("read anew").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
+    let breaks: [fn(&World); 3] = [
+        |world| std::fs::remove_file(world.folder.at("server.key")).unwrap(),
+        |world| world.folder.put("server.key", "nonsense"),
+        |world| unreadable(world, "server.key"),
+    ];
+    for is_broken in breaks {
+        let world = World::new();
+        let (tls, numbers) = counted(&world).await;
+        let log = Log::default();
+        let _guard = log.keep();
+        is_broken(&world);
+        tls.look();
+        tls.look();
+        let told = || (failed(&numbers), log.lines("those read before stay").len());
+        assert_eq!(told(), (1, 1));
+        let step = Duration::from_secs(10);
+        for times in 2..=4 {
+            let before = clock::now();
+            while told().0 < times && before.elapsed() < 2 * REMIND_EVERY {
+                tokio::time::advance(step).await;
+                tls.look();
+            }
+            // A look may have been for another try.
+            let took = before.elapsed();
+            assert!(took >= REMIND_EVERY && took <= REMIND_EVERY + step);
+            assert_eq!(told(), (times, usize::try_from(times).unwrap()));
+        }
+        let path = world.folder.at("server.key");
+        let _ = std::fs::remove_dir(path);
+        world.folder.put_server(&world.server());
+        tls.look();
+        tls.look();
+        tokio::time::advance(2 * REMIND_EVERY).await;
+        tls.look();
+        assert_eq!(told(), (4, 4), "it is over");
+    }
+}
+
+/// How often it was counted that files can't be used.
+fn failed(numbers: &Numbers) -> u64 {
+    numbers.counted("chinwag_config_reloads_total{what=tls,name=public,outcome=failed}")
+}
+
+/// Makes a file one that can be opened, and not be read.
+fn unreadable(world: &World, name: &str) {
+    std::fs::remove_file(world.folder.at(name)).unwrap();
+    std::fs::create_dir(world.folder.at(name)).unwrap();
+}
+
+/// The seconds of the next 250 in which files are tried again in vain.
+async fn tries(tls: &Tls, log: &Log) -> Vec<u64> {
+    let mut tries = Vec::new();
+    for second in 1..=250 {
+        let before = log.lines("still can't be read").len();
         tokio::time::advance(LOOK_EVERY).await;
         tls.look();
+        let now = log.lines("still can't be read").len();
+        tries.extend((now > before).then_some(second));
     }
-    assert_eq!((failed(), told("read anew")), (11, 1));
+    tries
 }
 
 #[tokio::test(start_paused = true)]
@@ -1368,15 +1497,15 @@ async fn a_folder_swapped_by_its_link_is_a_change() {
     let (_numbers, _lifecycle) = followed(&tls);
     let shown = async || {
         let config = Arc::new(world.client(&TLS13).with(None));
-        let (_, connected) = meet(&tls, config, Alpn::Own).await;
+        let (_, connected) = meet(&tls, config, Alpn::CHINWAG).await;
         let stream = connected.unwrap();
         stream.get_ref().1.peer_certificates().unwrap()[0].clone()
     };
     assert_eq!(shown().await, one.chain[0]);
-    let before = tls.server_config(Alpn::Own);
+    let before = tls.current();
     symlink("..2", at("..next")).unwrap();
     std::fs::rename(at("..next"), at("..data")).unwrap();
-    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::Own))).await;
+    until(|| !Arc::ptr_eq(&before, &tls.current())).await;
     assert_eq!(shown().await, two.chain[0]);
 }
 
@@ -1386,13 +1515,13 @@ async fn a_certificate_is_not_taken_without_its_key() {
     let tls = world.load("").await;
     let (numbers, _lifecycle) = followed(&tls);
     let next = world.server_ca.server();
-    let before = tls.server_config(Alpn::Own);
+    let before = tls.current();
     world
         .folder
         .put("server.pem", pem("CERTIFICATE", &next.chain[0]));
     tokio::time::sleep(LOOK_EVERY + LOOK_EVERY / 2).await;
     world.folder.put("server.key", next.key.serialize_pem());
-    until(|| !Arc::ptr_eq(&before, &tls.server_config(Alpn::Own))).await;
+    until(|| !Arc::ptr_eq(&before, &tls.current())).await;
     let failed = "chinwag_config_reloads_total{what=tls,name=public,outcome=failed}";
     assert_eq!(numbers.counted(failed), 0, "half a pair was never tried");
 }
@@ -1401,16 +1530,16 @@ async fn a_certificate_is_not_taken_without_its_key() {
 async fn a_reload_that_fails_says_why_and_changes_nothing() {
     let world = World::new();
     let tls = world.load("").await;
-    let before = tls.server_config(Alpn::Own);
+    let before = tls.current();
     world
         .folder
         .put("server.key", world.server_ca.server().key.serialize_pem());
     let faults = tls.reload().await.unwrap_err();
     assert_eq!(faults[0].key, Some("key"));
-    assert!(Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
+    assert!(Arc::ptr_eq(&before, &tls.current()));
     world.folder.put_server(&world.server_ca.server());
     tls.reload().await.unwrap();
-    assert!(!Arc::ptr_eq(&before, &tls.server_config(Alpn::Own)));
+    assert!(!Arc::ptr_eq(&before, &tls.current()));
 }
 
 #[tokio::test]
@@ -1514,13 +1643,13 @@ async fn whoever_came_before_a_revocation_is_found_out_at_the_log_in() {
         .ca
         .client("alice", |params| params.serial_number = Some(13.into()));
     let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
-    let (served, _connected) = meet(&tls, Arc::clone(&config), Alpn::Own).await;
+    let (served, _connected) = meet(&tls, Arc::clone(&config), Alpn::CHINWAG).await;
     let (_stream, peer) = served.unwrap();
     assert_eq!(peer.check(), Ok(()));
 
     // This one is in the middle of its handshake when the list changes.
     let (near, far) = duplex(1 << 16);
-    let mut accepting = Box::pin(tls.accept(near, Alpn::Own, address(1), address(2)));
+    let mut accepting = Box::pin(tls.accept(near, Alpn::CHINWAG, address(1), address(2)));
     std::future::poll_fn(|cx| {
         assert!(accepting.as_mut().poll(cx).is_pending());
         Poll::Ready(())
@@ -1543,7 +1672,7 @@ async fn whoever_waits_past_its_end_is_found_out_at_the_log_in() {
     let tls = world.load_strict(&[]).await;
     let alice = world.ca.client("alice", |params| params.not_after = day(1));
     let config = Arc::new(world.client(&TLS13).with(Some(&alice)));
-    let (served, _connected) = meet(&tls, config, Alpn::Own).await;
+    let (served, _connected) = meet(&tls, config, Alpn::CHINWAG).await;
     let (_stream, peer) = served.unwrap();
     world.clock.advance(2 * DAY);
     tokio::time::advance(FRESH).await;
