@@ -59,28 +59,29 @@ impl Familiar {
         }
     }
 
-    /// `name` has logged in from `address`.
-    pub(crate) fn remember(&self, name: Arc<str>, address: IpAddr) {
+    /// `name` has logged in from `address`. Returns from where it is not known any more.
+    pub(crate) fn remember(&self, name: Arc<str>, address: IpAddr) -> Option<IpAddr> {
         let mut names = self.0.lock();
         let last = |homes: &Vec<Home>| homes.last().map(|home| home.last);
-        let Some(homes) = names.get_or_insert(name, Vec::new(), last) else {
-            return;
-        };
+        let homes = names.get_or_insert(name, Vec::new(), last)?;
         // In the order of their last log-ins.
-        match homes.iter().position(|home| home.address == address) {
+        let gone = match homes.iter().position(|home| home.address == address) {
             Some(place) => {
                 homes.remove(place);
+                None
             }
-            None if homes.len() == HOMES => {
-                homes.remove(0);
+            None if homes.len() == HOMES => Some(homes.remove(0).address),
+            None => {
+                // Most have one or two.
+                homes.reserve_exact(1);
+                None
             }
-            // Most have one or two.
-            None => homes.reserve_exact(1),
-        }
+        };
         homes.push(Home {
             address,
             last: clock::now(),
         });
+        gone
     }
 }
 
@@ -133,6 +134,9 @@ mod tests {
         let of_eve = (0..=newest).filter(|&n| is_known("eve", network(n)));
         assert_eq!(of_eve.count(), HOMES - 1);
         assert!(is_known("eve", network(newest)));
+        assert_eq!(familiar.remember("eve".into(), network(newest)), None);
+        let gone = familiar.remember("eve".into(), network(0));
+        assert!(gone.is_some_and(|gone| !is_known("eve", gone)), "{gone:?}");
     }
 
     #[tokio::test(start_paused = true)]

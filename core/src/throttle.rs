@@ -126,6 +126,17 @@ impl<K: Hash + Eq + Clone> Failures<K> {
             is_shared,
         })
     }
+
+    /// Holds nothing against `key` any more, unless an attempt of its is being judged.
+    pub(crate) fn forget(&self, key: &K) {
+        let Some(limited) = &self.0 else {
+            return;
+        };
+        let records = &mut limited.table.lock().records;
+        if records.get(key).is_some_and(|record| record.pending == 0) {
+            records.remove(key);
+        }
+    }
 }
 
 impl<K: Hash + Eq> Limited<K> {
@@ -391,6 +402,13 @@ mod tests {
         assert_eq!(kept(&failures), 1);
         advance(SECOND).await;
         drop(failures.attempt('a'));
+        assert_eq!(kept(&failures), 0);
+        fail(&failures, 'a');
+        let judged = failures.attempt('a').unwrap();
+        failures.forget(&'a');
+        assert_eq!(kept(&failures), 1, "it counts who is being judged");
+        drop(judged);
+        failures.forget(&'a');
         assert_eq!(kept(&failures), 0);
     }
 

@@ -175,7 +175,14 @@ impl Health {
         let mut state = self.state.lock();
         state.strikes = 0;
         state.seen = Some(now);
-        state.rest.take().is_some() | state.warned.take().is_some()
+        let is_news = state.rest.take().is_some() | state.warned.take().is_some();
+        let others_wait = state.reaching > 0;
+        drop(state);
+        // It is there, and a kept connection may be free: nobody has to wait for a new one.
+        if others_wait {
+            self.news.notify_waiters();
+        }
+        is_news
     }
 
     /// It did not. `decides` where the call was the endpoint's trial. Says whether that is worth a

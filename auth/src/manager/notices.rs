@@ -292,10 +292,11 @@ impl Outbox {
         if heard != Heard::Yes && (state.is_stopping || !is_spent) {
             self.metrics.count(NoticeOutcome::Retried, 1);
             let mut rest = FIRST_REST.saturating_mul(1 << doublings).min(longest);
-            if let Heard::Later(asked) = heard
-                && !state.is_stopping
-            {
-                rest = rest.max(asked).min(too_old - now);
+            if !state.is_stopping {
+                if let Heard::Later(asked) = heard {
+                    rest = rest.max(asked);
+                }
+                rest = rest.min(too_old - now);
             }
             state.is_due(key, now + rest);
             drop(state);

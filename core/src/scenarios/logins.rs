@@ -306,13 +306,13 @@ async fn beyond_a_bound_of_those_who_hung_up_the_next_one_pays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_address_takes_its_share_of_those_places_and_no_more() {
+async fn one_address_takes_more_than_its_share_of_those_places_only_while_half_of_them_are_free() {
     let (door, go) = gated(|config| {
         strict(config);
         config.limits.login_failures_per_name = Rate::Unlimited;
     });
     let (greedy, other) = (1, 2);
-    for _ in 0..UNATTENDED_PER_ADDRESS {
+    for _ in 0..UNATTENDED / 2 {
         door.hang_up_from(greedy, user("late-alice")).await;
     }
     assert_eq!(door.code_from(greedy, "bob", "a password").await, None);
@@ -321,7 +321,7 @@ async fn one_address_takes_its_share_of_those_places_and_no_more() {
     assert_eq!(door.code_from(greedy, "bob", "a password").await, limited);
     door.hang_up_from(other, user("late-alice")).await;
     assert_eq!(door.code_from(other, "bob", "a password").await, None);
-    go.add_permits(UNATTENDED_PER_ADDRESS + 1);
+    go.add_permits(UNATTENDED / 2 + 1);
     settle().await;
     sleep(Duration::from_secs(60)).await;
     door.hang_up_from(greedy, user("late-alice")).await;
@@ -418,6 +418,24 @@ async fn strangers_who_fill_the_table_of_failures_keep_nobody_out_who_has_logged
     assert_eq!(code, limited, "newcomers share one account");
     assert_eq!(door.code_from(home, "alice", "a typo").await, failed);
     assert_eq!(door.code_from(home, "alice", "right").await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_where_a_name_is_not_known_any_more_takes_no_room() {
+    let door = Door::new(vec![link("all", Vault)], two_per_name);
+    let limited = Some(ErrorCode::RateLimited);
+    assert_eq!(door.code_from(1, "alice", "right").await, None);
+    for _ in 0..2 {
+        door.code_from(1, "alice", "a typo").await;
+    }
+    assert_eq!(door.code_from(1, "alice", "right").await, limited);
+    for home in 2..10 {
+        assert_eq!(door.code_from(home, "alice", "right").await, None);
+    }
+    // Now it is one of all the addresses from where strangers come, and then familiar once more.
+    for _ in 0..2 {
+        assert_eq!(door.code_from(1, "alice", "right").await, None);
+    }
 }
 
 #[tokio::test(start_paused = true)]

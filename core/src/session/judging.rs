@@ -30,7 +30,8 @@ use crate::{
 
 /// Log-ins without a client that may be judged at a time.
 pub(crate) const UNATTENDED: usize = 2048;
-/// Those of them that may come from one address, so that nobody takes all places alone.
+/// Those of them that may come from one address once half of the places are taken: nobody takes all of them alone, and a
+/// building whose clients all give up on a slow back end pays for that only where others need the places.
 pub(crate) const UNATTENDED_PER_ADDRESS: usize = 256;
 
 /// Whom the chain lets in, or its verdict; [`Verdict::Abstain`] where nobody knew the credentials.
@@ -89,7 +90,10 @@ impl Attempts {
                     && let Some((name, address)) = self.pair
                     && (self.has_password || counted_as(vouched) == name)
                 {
-                    hub.familiar.remember(name, address);
+                    let gone = hub.familiar.remember(Arc::clone(&name), address);
+                    if let Some(gone) = gone {
+                        hub.failures_of_familiar.forget(&Claim::From(name, gone));
+                    }
                 }
             }
             Err(_) => (),
@@ -183,7 +187,7 @@ impl Unattended {
             return None;
         }
         let own = by_address.entry(address).or_default();
-        if *own >= UNATTENDED_PER_ADDRESS {
+        if *own >= UNATTENDED_PER_ADDRESS && *all >= UNATTENDED / 2 {
             return None;
         }
         *own += 1;
