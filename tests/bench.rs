@@ -285,6 +285,7 @@ async fn readers_that_stop_are_ended_and_those_who_read_on_miss_nothing() {
     );
     assert!(stalled["process_kib_per_reader"].is_number(), "{report}");
     let ended = stalled["seconds_until_ended"].as_array().unwrap();
+    assert_eq!(ended.len(), 3, "{report}");
     assert!(
         ended.iter().all(|at| at.as_f64().unwrap() < 5.0),
         "{report}"

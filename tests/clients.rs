@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use crate::harness::{
-    Answer, Client, Http, Over, PATIENCE, Program, Request, Server, Setup, eventually, includes,
+    Answer, Client, Http, Over, PATIENCE, Program, Request, Server, Setup, blocks, eventually,
+    includes, repository,
 };
 
 /// Compilers and virtual machines share the processor with all the other tests.
@@ -31,11 +32,6 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const GSON: &str = "/usr/share/java/gson.jar";
 /// What is hard to quote, and would do harm if it were not.
 const TYPED: &str = r#"she said "hi" \o/ <b>😀</b> & 'ü' %s ${x} \n"#;
-
-/// Where a file of the repository is.
-fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
 
 /// One of the clients that talk through standard input and output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +53,7 @@ impl Kind {
     ];
 
     fn source(self) -> PathBuf {
-        file(match self {
+        repository(match self {
             Self::Python => "examples/clients/python/chat.py",
             Self::Node => "examples/clients/node/chat.mjs",
             Self::Java => "examples/clients/java/Chat.java",
@@ -453,7 +449,7 @@ impl PhpPage {
         let mut command = Command::new("php");
         command
             .args(["-S", "127.0.0.1:0"])
-            .arg(file("examples/clients/php/chat.php"));
+            .arg(repository("examples/clients/php/chat.php"));
         command.env("CHINWAG_URL", format!("http://{chinwag}"));
         command
             .stdin(Stdio::null())
@@ -660,11 +656,11 @@ async fn the_php_page_works() {
 
 #[test]
 fn every_client_is_below_a_hundred_lines_and_on_the_page() {
-    let page = std::fs::read_to_string(file("docs/clients.md")).unwrap();
+    let page = std::fs::read_to_string(repository("docs/clients.md")).unwrap();
     let mut sources: BTreeSet<PathBuf> = Kind::ALL.into_iter().map(Kind::source).collect();
-    sources.insert(file("examples/clients/php/chat.php"));
+    sources.insert(repository("examples/clients/php/chat.php"));
     let mut found = BTreeSet::new();
-    for folder in std::fs::read_dir(file("examples/clients")).unwrap() {
+    for folder in std::fs::read_dir(repository("examples/clients")).unwrap() {
         for entry in std::fs::read_dir(folder.unwrap().path()).unwrap() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
@@ -673,7 +669,7 @@ fn every_client_is_below_a_hundred_lines_and_on_the_page() {
             let wide = text.lines().find(|line| line.chars().count() > 120);
             assert_eq!(wide, None, "{}", path.display());
             let link = path
-                .strip_prefix(file(""))
+                .strip_prefix(repository(""))
                 .expect("it is in the repository")
                 .display()
                 .to_string();
@@ -687,18 +683,9 @@ fn every_client_is_below_a_hundred_lines_and_on_the_page() {
     assert_eq!(found, sources, "every client is tested");
 }
 
-/// The blocks of the page that are fenced as `kind`.
-fn blocks(kind: &str) -> Vec<String> {
-    let page = std::fs::read_to_string(file("docs/clients.md")).unwrap();
-    let blocks = page.split("```").skip(1).step_by(2);
-    blocks
-        .filter_map(|block| Some(block.strip_prefix(kind)?.strip_prefix('\n')?.to_owned()))
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_transcript_on_the_page_is_what_happens() {
-    let transcripts: Vec<String> = blocks("text")
+    let transcripts: Vec<String> = blocks("docs/clients.md", "text")
         .into_iter()
         .filter(|block| block.starts_with("> "))
         .collect();
@@ -754,7 +741,7 @@ fn is_as_written(said: &Value, page: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_configuration_on_the_page_is_one() {
-    let documents = blocks("toml");
+    let documents = blocks("docs/clients.md", "toml");
     assert_eq!(documents.len(), 1);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("try.toml");

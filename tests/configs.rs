@@ -14,7 +14,13 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::harness::{Client, Http, Over, Program, Request, STAFF, Secure, Server, Setup, code};
+use crate::{
+    certificates::is_refused,
+    harness::{
+        Client, Http, Over, Program, Request, STAFF, Secure, Server, Setup, blocks, code,
+        repository,
+    },
+};
 
 /// Where the configurations that ask a back end say where it is.
 const ENDPOINTS: &str = "CHINWAG_AUTHENTICATORS__BACKEND__ENDPOINTS";
@@ -30,8 +36,7 @@ impl Examples {
     async fn copy() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut files = Vec::new();
-        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-        for entry in std::fs::read_dir(configs).expect("configs/ is there") {
+        for entry in std::fs::read_dir(repository("configs")).expect("configs/ is there") {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_file() {
                 let copy = folder.path().join(entry.file_name());
@@ -58,9 +63,58 @@ async fn every_example_passes_the_check() {
     }
 }
 
+/// What `check` says of a document that stands in `folder`, and its exit code.
+async fn check(folder: &Path, document: &str) -> (Option<i32>, String) {
+    let file = folder.join("chinwag.toml");
+    std::fs::write(&file, document).unwrap();
+    let (code, _, errors) = Program::run(&["check", file.to_str().unwrap()], "").await;
+    (code, errors)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_in_the_readme_passes_the_check() {
+    let examples = Examples::copy().await;
+    let documents = blocks("README.md", "toml");
+    assert_eq!(documents.len(), 1);
+    let checked = check(examples.folder.path(), &documents[0]).await;
+    assert_eq!(checked, (Some(0), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_wrong_with_the_tables_in_the_guides_but_that_they_are_parts() {
+    /// What is said of a table that lacks the rest of its document, or the operator's files.
+    const PARTS: [&str; 5] = [
+        "no transport: ",
+        "there is no table [tls.",
+        "this listener asks for none",
+        "No such file or directory",
+        "is no file that may be executed",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for page in ["docs/auth.md", "docs/callouts.md", "docs/tls.md"] {
+        for block in blocks(page, "toml") {
+            // One key of a table that stands above it.
+            let document = if block.starts_with('[') {
+                block
+            } else {
+                format!("[session_managers.a]\nkind = \"exec\"\ncommand = [\"cat\"]\n{block}")
+            };
+            let wrong = async |document: &str| -> Vec<String> {
+                let (_, errors) = check(folder.path(), document).await;
+                let lines = errors.lines().filter(|line| line.contains(": error: "));
+                let lines = lines.filter(|line| !PARTS.iter().any(|part| line.contains(part)));
+                lines.map(str::to_owned).collect()
+            };
+            assert_eq!(wrong(&document).await, [""; 0], "{page}:\n{document}");
+            let misspelt = format!("{document}\nno_such_key = 1\n");
+            assert_eq!(wrong(&misspelt).await.len(), 1, "{page}:\n{misspelt}");
+        }
+    }
+}
+
 /// The folder of the back end that the examples ask.
 fn http_auth() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/http-auth")
+    repository("examples/http-auth")
 }
 
 /// That back end, with these options, and where it listens.
@@ -163,11 +217,7 @@ async fn every_example_binds_and_lets_its_users_in() {
             assert_eq!(code(&bye), "logout");
             if named("kind = \"certificate\"") {
                 let bob = Secure::of_files(&certs, "bob");
-                let mut bob = bob.dial(server.table(over.table())).await.ok();
-                if let Some(stream) = &mut bob {
-                    let read = tokio::io::AsyncReadExt::read(stream, &mut [0]).await;
-                    assert!(!matches!(read, Ok(1..)), "he is refused");
-                }
+                assert!(is_refused(&server, over, &bob).await, "bob, {over:?}");
             }
         }
         server.stop().await;

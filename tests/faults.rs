@@ -187,6 +187,7 @@ async fn who_vanishes_in_the_middle_of_anything_leaves_nothing_behind() {
     let server = Program::start(&Setup::default()).await;
     let mut bob = Client::login(server.table("web"), Over::WebSocket, "bob").await;
     bob.enter("lobby").await;
+    let before = server.descriptors();
     for round in 0..10 {
         for over in Over::PUSH {
             let name = format!("gone-{round}-{}", over.table());
@@ -225,17 +226,11 @@ async fn who_vanishes_in_the_middle_of_anything_leaves_nothing_behind() {
     assert_eq!(here, 0);
     let users = bob.command(json!({"type": "users", "room": "lobby"})).await;
     assert_eq!(users["users"], json!(["bob"]));
-    let before = server.descriptors();
-    // What is left are the listeners, bob, and whatever the runtime needs.
+    // What is left is what was there before they came.
     eventually("closed descriptors", async || {
         (server.descriptors() <= before).then_some(())
     })
     .await;
-    assert!(
-        server.descriptors() < 40,
-        "{} descriptors",
-        server.descriptors()
-    );
     server.stop().await;
 }
 

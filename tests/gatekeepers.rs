@@ -1,7 +1,7 @@
 //! What the conformance kit asks of a third party's authenticator, asked of those that chinwag has.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
@@ -17,7 +17,7 @@ use chinwag::{
         Principal, Verdict,
     },
 };
-use chinwag_conformance::{COSTLY, Gatekeeper, Login, STAFF};
+use chinwag_conformance::{COSTLY, Gatekeeper, Login, STAFF, strike_out};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 fn staff() -> Vec<Login> {
-    let login = |(user, password, _)| Login::new(user, credentials(user, password));
+    let login = |(user, password, _)| Login::password(user, password);
     STAFF.map(login).to_vec()
 }
 
@@ -63,18 +63,14 @@ impl Gatekeeper for Passwords {
     }
 
     async fn take_out(&self, folder: &Path, login: &Login) {
-        let file = folder.join("users.txt");
-        let users = std::fs::read_to_string(&file).unwrap();
-        let stays = |line: &&str| !line.starts_with(&format!("{}:", login.user));
-        let rest: Vec<&str> = users.lines().filter(stays).collect();
-        std::fs::write(file, rest.join("\n")).unwrap();
+        strike_out(&folder.join("users.txt"), &login.user);
     }
 
     async fn with_role(&self, folder: &Path, role: &str) -> Login {
         let [(user, password, hash), (other, _, others)] = STAFF;
         let users = format!("{user}:{hash}:{role}\n{other}:{others}\n");
         std::fs::write(folder.join("users.txt"), users).unwrap();
-        Login::new(user, credentials(user, password))
+        Login::password(user, password)
     }
 }
 
@@ -101,7 +97,7 @@ impl Gatekeeper for Costly {
 
     fn good(&self) -> Vec<Login> {
         let (user, password, _) = COSTLY;
-        vec![Login::new(user, credentials(user, password))]
+        vec![Login::password(user, password)]
     }
 
     fn bad(&self) -> Vec<Value> {
@@ -132,7 +128,7 @@ impl Asked {
     /// Has the back end let `carol` in as well, and say that of her.
     fn says(&self, said: Value) -> Login {
         *self.said.lock().unwrap() = said;
-        Login::new("carol", credentials("carol", "slow"))
+        Login::password("carol", "slow")
     }
 }
 
@@ -320,6 +316,47 @@ impl Authenticator for Easy {
     }
 }
 
+/// Has everybody wait while its back end is silent, also those whom it does not judge.
+struct Waiting {
+    /// A file that is there while the back end is silent.
+    silent: PathBuf,
+}
+
+/// Its table.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WaitingTable {}
+
+#[async_trait]
+impl AuthenticatorConfig for WaitingTable {
+    const KIND: &'static str = "waiting";
+
+    async fn build(self, cx: AuthenticatorContext) -> Result<Arc<dyn Authenticator>, BuildError> {
+        Ok(Arc::new(Waiting {
+            silent: cx.base.join(SILENT),
+        }))
+    }
+}
+
+#[async_trait]
+impl Authenticator for Waiting {
+    async fn authenticate(&self, request: &AuthRequest) -> Verdict {
+        let is_silent = self.silent.exists();
+        if is_silent {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        match &request.credentials.user {
+            Some(user) if !STAFF.iter().any(|(name, ..)| name == user) => Verdict::Abstain,
+            Some(user) if !is_silent => Verdict::Allow(Principal::vouched(user)),
+            _ => Verdict::Unavailable {
+                retry: Duration::ZERO,
+            },
+        }
+    }
+}
+
+const SILENT: &str = "silent";
+
 /// What is wrong on purpose: the scenarios have to find it.
 struct Faulty(&'static str);
 
@@ -330,6 +367,7 @@ impl Gatekeeper for Faulty {
             .authenticator::<Hasty>()
             .authenticator::<Honest>()
             .authenticator::<Easy>()
+            .authenticator::<WaitingTable>()
     }
 
     fn keys(&self, _: &Path) -> String {
@@ -344,7 +382,13 @@ impl Gatekeeper for Faulty {
         vec![credentials("alice", "looking-glass")]
     }
 
-    async fn hush(&self, _: &Path) {}
+    async fn hush(&self, folder: &Path) {
+        std::fs::write(folder.join(SILENT), "").unwrap();
+    }
+
+    async fn mend(&self, folder: &Path) {
+        std::fs::remove_file(folder.join(SILENT)).unwrap();
+    }
 
     async fn break_down(&self, _: &Path) {}
 
@@ -391,6 +435,10 @@ mod faults {
         );
         the_kit_finds_who_lets_in_while_nobody_answers(
             "easy", "silence::a_silent_back_end_costs_those_who_ask_it_their_time_and_nobody_else", "session"
+        );
+        the_kit_finds_who_has_everybody_wait(
+            "waiting", "silence::a_silent_back_end_costs_those_who_ask_it_their_time_and_nobody_else",
+            "those who do not ask it wait as long"
         );
         the_kit_finds_who_forgets_the_rooms(
             "easy", "rooms::who_may_enter_some_rooms_enters_no_others", "den2"

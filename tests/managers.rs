@@ -241,8 +241,9 @@ impl SessionManager for Greeter {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binary_may_bring_a_kind_of_its_own() {
     let own = "kind = \"anonymous\"\nsession_manager = \"own\"";
+    // Nobody polls any more when it stops, so that all of the grace is waited for.
     let table = "[session_managers.own]\nkind = \"greeter\"\ngreeting = \"Hello!\"\ntimeout = \"3s\"\n\
-                 on_unreachable = \"fail\"";
+                 on_unreachable = \"fail\"\n[server]\nshutdown_grace = \"3s\"";
     let setup = Setup::authenticator(own)
         .and(table)
         .plugins(|plugins| plugins.session_manager::<Greeter>());
@@ -1176,7 +1177,10 @@ async fn no_token_and_no_bearer_is_in_a_log_or_a_metric() {
     })
     .await;
     const BEARER: &str = "planted-bearer-of-the-server";
-    let setup = under(&backend, &format!("bearer = \"{BEARER}\"")).log_level("trace");
+    // A stop goes on telling those who answer nonsense for as long as it may.
+    let setup = under(&backend, &format!("bearer = \"{BEARER}\""))
+        .and("[server]\nshutdown_grace = \"2s\"")
+        .log_level("trace");
     let server = Program::start(&setup).await;
     for over in Over::ALL {
         for user in ["echo", "reason"] {

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::harness::{
-    Answer, Client, Http, Over, PATIENCE, Request, Server, Setup, code, eventually,
+    Answer, Client, Http, Over, PATIENCE, Request, Server, Setup, code, eventually, scrape, sum,
 };
 
 /// A polling session by hand.
@@ -56,9 +56,13 @@ impl Session {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
 
+    fn events(&self, query: &str) -> Request {
+        Request::new("GET", &format!("/v1/events{query}")).bearer(&self.id)
+    }
+
     async fn poll(&mut self, query: &str) -> Answer {
-        self.ask(Request::new("GET", &format!("/v1/events{query}")))
-            .await
+        let request = self.events(query);
+        self.http.ask(&request).await
     }
 
     /// `first`, `next` and the numbers of the events of a poll that must succeed.
@@ -92,6 +96,24 @@ async fn four_events(setup: &Setup) -> (Server, Session) {
     })
     .await;
     (server, alice)
+}
+
+/// Bytes that the server has read of those who poll.
+async fn bytes_read(server: &Server) -> f64 {
+    let metrics = scrape(server.metrics()).await;
+    sum(
+        &metrics,
+        "chinwag_received_bytes_total",
+        "transport=\"poll\"",
+    )
+}
+
+/// Waits until the server has read so many bytes more than it had: what they ask for is under way.
+async fn until_read(server: &Server, before: f64, bytes: usize) {
+    eventually("the request to be read", async || {
+        (bytes_read(server).await >= before + bytes as f64).then_some(())
+    })
+    .await;
 }
 
 fn free_polls() -> Setup {
@@ -175,20 +197,18 @@ async fn a_waiting_poll_is_answered_by_the_first_event() {
         (alice.polled("?wait=1").await.1 == 3).then_some(())
     })
     .await;
+    let (before, query) = (bytes_read(&server).await, "?ack=3&wait=20");
+    let bytes = alice.events(query).bytes().len();
     let begun = Instant::now();
-    let waiting = alice.polled("?ack=3&wait=20");
     let speaking = async {
         // The poll is under way when nothing is there to answer it.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until_read(&server, before, bytes).await;
         bob.say("hello").await;
     };
-    let (polled, ()) = tokio::join!(waiting, speaking);
+    let (polled, ()) = tokio::join!(alice.polled(query), speaking);
     assert_eq!(polled, (3, 4, vec![3]));
     let took = begun.elapsed();
-    assert!(
-        took >= Duration::from_millis(100) && took < Duration::from_secs(8),
-        "it took {took:?}"
-    );
+    assert!(took < Duration::from_secs(8), "it took {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,11 +249,11 @@ async fn max_is_cut_too() {
 async fn a_newer_poll_supersedes_the_waiting_one() {
     let server = Setup::default().start().await;
     let mut alice = Session::login(&server, "alice").await;
-    let older = Request::new("GET", "/v1/events?wait=20").bearer(&alice.id);
+    let (before, older) = (bytes_read(&server).await, alice.events("?wait=20"));
     let mut other = Http::new(server.addr(Over::Polling));
     let waiting = async { other.ask(&older).await.json() };
     let newer = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        until_read(&server, before, older.bytes().len()).await;
         alice.polled("?wait=1").await
     };
     let (superseded, polled) = tokio::join!(waiting, newer);
@@ -594,11 +614,12 @@ async fn pipelined_requests_are_answered_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_is_told_by_the_queue_and_remembered_after_it() {
     let (server, mut alice) = four_events(&free_polls()).await;
-    let waiting = Request::new("GET", "/v1/events?ack=5&wait=20").bearer(&alice.id);
+    let (before, waiting) = (bytes_read(&server).await, alice.events("?ack=5&wait=20"));
+    let bytes = waiting.bytes().len();
     let mut other = Http::new(server.addr(Over::Polling));
     let waiting = async { other.ask(&waiting).await };
     let ending = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until_read(&server, before, bytes).await;
         alice.ask(Request::new("DELETE", "/v1/session")).await
     };
     let (woken, bye) = tokio::join!(waiting, ending);
@@ -1065,18 +1086,18 @@ async fn a_request_that_comes_while_a_poll_waits_is_answered_after_it() {
         (alice.polled("?wait=1").await.1 == 3).then_some(())
     })
     .await;
-    let get = |query: &str| {
-        let request = Request::new("GET", &format!("/v1/events{query}"));
-        request.bearer(&alice.id)
-    };
     let ping = Request::new("POST", "/v1/commands")
         .bearer(&alice.id)
         .json(json!({"type": "ping", "id": 7}));
     let mut http = Http::new(server.addr(Over::Polling));
     // In pieces, so that part of the second comes while the first waits.
-    let (first, second) = (get("?ack=3&wait=20").bytes(), ping.bytes());
-    http.write(&[&first[..], &second[..20]].concat()).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (first, second) = (alice.events("?ack=3&wait=20").bytes(), ping.bytes());
+    let (before, pieces) = (
+        bytes_read(&server).await,
+        [&first[..], &second[..20]].concat(),
+    );
+    http.write(&pieces).await;
+    until_read(&server, before, pieces.len()).await;
     bob.say("hello").await;
     let polled = http.answer().await.expect("an answer").json();
     assert_eq!(polled["events"][0]["text"], "hello", "{polled}");

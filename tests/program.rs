@@ -260,6 +260,7 @@ async fn logs_hold_no_secrets() {
     }
     assert_eq!(ids.len(), 3);
     let log = server.log().join("\n");
+    assert!(log.contains("DEBUG"), "it talks:\n{log}");
     for secret in
         ids.iter()
             .map(String::as_str)

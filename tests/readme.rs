@@ -4,15 +4,11 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use tokio::{process::Command, time::timeout};
 
-use crate::harness::{PROGRAM, Program};
+use crate::harness::{PROGRAM, Program, blocks, repository};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_readme_work() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .unwrap();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let root = repository("").canonicalize().unwrap();
     let server = Program::start_alone().await;
     let line = server.table("line").port().to_string();
     let moved = [
@@ -27,12 +23,12 @@ async fn the_commands_of_the_readme_work() {
     ];
     let path = std::env::var("PATH").unwrap();
     let path = format!("{}:{}:{path}", folders[0].display(), folders[1].display());
-    let mut blocks = 0;
-    for block in readme.split("\n```sh\n").skip(1) {
-        let block = block.split("\n```").next().unwrap();
-        let script = moved.iter().fold(block.to_owned(), |script, (from, to)| {
-            script.replace(from, to)
-        });
+    let commands = blocks("README.md", "sh");
+    assert!(commands.len() >= 10, "some are missing: {commands:?}");
+    for block in commands {
+        let script = moved
+            .iter()
+            .fold(block.clone(), |script, (from, to)| script.replace(from, to));
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", &script])
@@ -57,8 +53,12 @@ async fn the_commands_of_the_readme_work() {
         if block.contains("\"send\"") {
             assert!(said.contains("\"type\":\"sent\""), "{told}");
         }
-        blocks += 1;
     }
-    assert!(blocks >= 5, "only {blocks} blocks of commands were found");
     server.stop().await;
+}
+
+#[test]
+fn the_authenticator_of_the_readme_is_the_example_that_is_tested() {
+    let example = std::fs::read_to_string(repository("examples/token-auth/src/main.rs"));
+    assert_eq!(blocks("README.md", "rust"), [example.unwrap()]);
 }

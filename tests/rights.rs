@@ -16,8 +16,10 @@ use crate::{
     outage::obey_within,
 };
 
-/// How long one user may stay.
-const STAY: Duration = Duration::from_secs(3);
+/// How long one user may stay: time to come in, also on a machine with other work to do.
+const STAY: Duration = Duration::from_secs(6);
+/// What such a machine may add to it.
+const SLACK: Duration = Duration::from_secs(4);
 
 /// Knows a member of the staff who may enter some rooms, and somebody who is there for a while.
 fn judge(question: &Value) -> Says {
@@ -95,34 +97,36 @@ async fn rooms_roles_and_limits_of_a_principal_are_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_with_what_it_was_let_in_for() {
     let backend = Backend::start(judge).await;
-    let server = Setup::authenticator(&table(&backend)).start().await;
-    for over in Over::ALL {
-        let room = over.table();
-        let mut bob = member(server.addr(over), over, "bob").await;
-        bob.enter(room).await;
-        let begun = Instant::now();
-        let mut visitor = member(server.addr(over), over, "visitor").await;
-        visitor.enter(room).await;
-        visitor.ping().await;
-        let answer = Client::connect(server.addr(over), over, "late")
-            .await
-            .try_log_in(login("late"))
-            .await;
-        assert_eq!(code(&answer), "auth_failed", "it is over before it began");
-        visitor.expect_bye("auth_expired").await;
-        let stayed = begun.elapsed();
-        // The end was counted by the back end's clock, to the millisecond.
-        let least = STAY - Duration::from_millis(50);
-        assert!(
-            (least..STAY + Duration::from_secs(2)).contains(&stayed),
-            "{over:?}: {stayed:?}"
-        );
-        let leave = json!({"type": "leave", "room": room, "user": "visitor", "reason": "evicted"});
-        bob.events_until("the visitor's leave", |event| includes(event, &leave))
-            .await;
-        bob.ping().await;
-        drop(bob);
-    }
+    let setup = Setup::authenticator(&table(&backend));
+    // Beside each other, since in each somebody has to stay for a while.
+    join_all(Over::ALL.map(|over| stays_for_a_while(&setup, over))).await;
+}
+
+async fn stays_for_a_while(setup: &Setup, over: Over) {
+    let server = setup.start().await;
+    let mut bob = member(server.addr(over), over, "bob").await;
+    bob.enter("lobby").await;
+    let begun = Instant::now();
+    let mut visitor = member(server.addr(over), over, "visitor").await;
+    visitor.enter("lobby").await;
+    visitor.ping().await;
+    let answer = Client::connect(server.addr(over), over, "late")
+        .await
+        .try_log_in(login("late"))
+        .await;
+    assert_eq!(code(&answer), "auth_failed", "it is over before it began");
+    visitor.expect_bye("auth_expired").await;
+    let stayed = begun.elapsed();
+    // The end was counted by the back end's clock, to the millisecond.
+    let least = STAY - Duration::from_millis(50);
+    assert!(
+        (least..STAY + SLACK).contains(&stayed),
+        "{over:?}: {stayed:?}"
+    );
+    let leave = json!({"type": "leave", "room": "lobby", "user": "visitor", "reason": "evicted"});
+    bob.events_until("the visitor's leave", |event| includes(event, &leave))
+        .await;
+    bob.ping().await;
 }
 
 /// What the page about log-ins says that clients read.

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::harness::{Addresses, Over, PATIENCE, PROGRAM, Program, Setup, Sloth};
+use crate::harness::{Addresses, Over, PATIENCE, PROGRAM, Program, Setup, Sloth, blocks};
 
 /// What is logged where the file asks for more connections than can be had.
 const WARNING: &str = "max_connections adds up to";
@@ -181,16 +181,7 @@ async fn limits_within_the_budget_are_shown_with_their_sum() {
 
 #[tokio::test]
 async fn the_guide_shows_what_the_program_says() {
-    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sizing.md");
-    let guide = std::fs::read_to_string(guide).unwrap();
-    let blocks = |language: &str| -> Vec<&str> {
-        let opening = format!("```{language}\n");
-        let blocks = guide.split(&opening).skip(1);
-        blocks
-            .map(|block| block.split("```").next().unwrap())
-            .collect()
-    };
-    let (documents, said) = (blocks("toml"), blocks("text"));
+    let [documents, said] = ["toml", "text"].map(|kind| blocks("docs/sizing.md", kind));
     assert_eq!((documents.len(), said.len()), (2, 3));
     let folder = Setup::passwords().folder();
     let file = folder.path().join("chat.toml");
@@ -200,12 +191,12 @@ async fn the_guide_shows_what_the_program_says() {
         let told = (output + &errors).replace(path(&file), "chat.toml");
         (exit, told)
     };
-    assert_eq!(check(documents[0]).await, (Some(1), said[0].to_owned()));
+    assert_eq!(check(&documents[0]).await, (Some(1), said[0].clone()));
     // The second takes the place of the last table of the first.
     let (last, _) = documents[1].split_once('\n').unwrap();
     let (before, _) = documents[0].split_once(last).unwrap();
     let mended = format!("{before}{}", documents[1]);
-    assert_eq!(check(&mended).await, (Some(0), said[1].to_owned()));
+    assert_eq!(check(&mended).await, (Some(0), said[1].clone()));
 
     let mut program = tokio::process::Command::new("bash");
     program.args(["-c", "ulimit -n 1024; exec \"$@\"", "bash", PROGRAM]);

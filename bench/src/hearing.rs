@@ -42,6 +42,8 @@ pub struct Hearing {
     filler: Vec<u8>,
     rooms: Vec<Room>,
     members: Vec<Member>,
+    /// What was wrong with the events of members until they left.
+    left: Wrong,
     /// Rooms whose members were sent as many deliveries as one message has, since somebody asked.
     freed: Vec<usize>,
     latency: Histogram<u64>,
@@ -202,6 +204,7 @@ impl Hearing {
             filler: filler(payload.saturating_sub(HEAD_BYTES)),
             rooms: rooms.iter().map(room).collect(),
             members: Vec::new(),
+            left: Wrong::default(),
             freed: Vec::new(),
             latency: Histogram::new_with_bounds(1, LATENCY_LIMIT_US, 3)
                 .expect("these bounds are valid"),
@@ -251,11 +254,17 @@ impl Hearing {
         self.members[member].rev = rev.unwrap_or(0);
     }
 
-    /// `member` has left its room, where nobody speaks: nothing is expected of it until it arrives again.
+    /// `member` has left its room, where nobody speaks: nothing is expected of it until it arrives again. What was wrong
+    /// until then stays so. Events after the last that it was sent are no loss: they may be of when it was gone.
     pub fn left(&mut self, member: usize) {
         let member = &mut self.members[member];
-        if member.sequence.take().is_some() && !member.stopped {
-            self.rooms[member.room].members -= 1;
+        if let Some(sequence) = member.sequence.take() {
+            let last = sequence.next() - 1;
+            self.left
+                .add_member(&sequence, last, self.numbers || !member.stopped);
+            if !member.stopped {
+                self.rooms[member.room].members -= 1;
+            }
         }
     }
 
@@ -419,12 +428,9 @@ impl Hearing {
     /// What was wrong so far.
     #[must_use]
     pub fn wrong(&self) -> Wrong {
-        let mut wrong = Wrong {
-            split: self.split,
-            reordered: self.disordered,
-            ..Wrong::default()
-        };
-        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        let mut wrong = self.left;
+        add(&mut wrong.split, self.split);
+        add(&mut wrong.reordered, self.disordered);
         for member in &self.members {
             if let Some(sequence) = &member.sequence {
                 let last = if member.stopped {
@@ -432,11 +438,7 @@ impl Hearing {
                 } else {
                     self.rooms[member.room].highest
                 };
-                if self.numbers || !member.stopped {
-                    add(&mut wrong.lost, sequence.lost(last));
-                }
-                add(&mut wrong.repeated, sequence.repeated());
-                add(&mut wrong.reordered, sequence.reordered());
+                wrong.add_member(sequence, last, self.numbers || !member.stopped);
             }
         }
         for room in &self.rooms {
@@ -625,6 +627,22 @@ impl Hearing {
             }
         }
     }
+}
+
+impl Wrong {
+    /// Adds what was wrong with the events of one member up to the number `last`: with all of them, or with those that
+    /// came.
+    fn add_member(&mut self, sequence: &Sequence, last: u64, is_owed_all: bool) {
+        if is_owed_all {
+            add(&mut self.lost, sequence.lost(last));
+        }
+        add(&mut self.repeated, sequence.repeated());
+        add(&mut self.reordered, sequence.reordered());
+    }
+}
+
+fn add(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
 
 /// What one delivery was to its message.
@@ -907,6 +925,39 @@ mod tests {
                 (1, 1, 1, 0)
             );
         }
+    }
+
+    #[test]
+    fn what_was_wrong_until_a_member_left_stays_wrong_when_it_is_gone_and_when_it_is_back() {
+        let mut hearing = after(true, 6);
+        for seq in 1..=6 {
+            tell(&mut hearing, 0, &message(seq));
+        }
+        // Three is lost, two is repeated, four is late; six may be of when it was gone.
+        for seq in [1, 2, 2, 5, 4] {
+            tell(&mut hearing, 1, &message(seq));
+        }
+        let expected = Wrong {
+            lost: 1,
+            repeated: 1,
+            reordered: 1,
+            ..Wrong::default()
+        };
+        hearing.left(1);
+        assert_eq!(hearing.wrong(), expected);
+        hearing.arrived(1, 6, None, None);
+        assert_eq!(hearing.wrong(), expected);
+        // A second time, with a fault more.
+        tell(&mut hearing, 1, &message(6));
+        hearing.left(1);
+        let repeated = expected.repeated + 1;
+        assert_eq!(
+            hearing.wrong(),
+            Wrong {
+                repeated,
+                ..expected
+            }
+        );
     }
 
     #[test]

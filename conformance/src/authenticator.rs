@@ -1,10 +1,10 @@
 //! What the scenarios have to know of an authenticator.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use chinwag::Plugins;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// An authenticator, as the scenarios see it: its table, and who gets in with what.
 ///
@@ -31,8 +31,8 @@ use serde_json::Value;
 ///
 ///     fn good(&self) -> Vec<Login> {
 ///         vec![
-///             Login::new("alice", json!({"user": "alice", "password": "wonderland"})),
-///             Login::new("bob", json!({"user": "bob", "password": "builder"})),
+///             Login::password("alice", "wonderland"),
+///             Login::password("bob", "builder"),
 ///         ]
 ///     }
 ///
@@ -77,8 +77,9 @@ pub trait Gatekeeper: Send + Sync + 'static {
         undeclared("outages");
     }
 
-    /// Has what it depends on take questions and answer none, until [`mend`](Self::mend). For
-    /// [`silence`](abilities::silence).
+    /// Has what it depends on take questions and answer none, until [`mend`](Self::mend). The table of
+    /// [`keys`](Self::keys) has it give up after some seconds: less than one may be too little for the others to be
+    /// looked at meanwhile, and [`PATIENCE`](crate::PATIENCE) is too long. For [`silence`](abilities::silence).
     async fn hush(&self, _folder: &Path) {
         undeclared("silence");
     }
@@ -176,4 +177,29 @@ impl Login {
             fields,
         }
     }
+
+    /// A name and a password.
+    #[must_use]
+    pub fn password(user: &str, password: &str) -> Self {
+        Self::new(user, json!({"user": user, "password": password}))
+    }
+
+    /// A token that says whose it is.
+    #[must_use]
+    pub fn token(user: &str, token: &str) -> Self {
+        Self::new(user, json!({"token": token}))
+    }
+}
+
+/// Takes the line of `user` out of a file of lines that begin with `user:`.
+///
+/// # Panics
+/// If there is none.
+pub fn strike_out(file: &Path, user: &str) {
+    let users = fs::read_to_string(file).expect("a readable file");
+    let (gone, rest): (Vec<&str>, Vec<&str>) = users
+        .split_inclusive('\n')
+        .partition(|line| line.split_once(':').is_some_and(|(name, _)| name == user));
+    assert!(!gone.is_empty(), "{user} is not in {}", file.display());
+    fs::write(file, rest.concat()).expect("a writable file");
 }

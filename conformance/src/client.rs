@@ -351,7 +351,12 @@ impl Client {
 
     /// The session ends with a `bye` of this code, after which the connection is closed as the table says.
     pub async fn expect_bye(&mut self, code: &str) -> Value {
-        let bye = self.event_within(&format!("bye {code}"), PATIENCE).await;
+        self.expect_bye_within(code, PATIENCE).await
+    }
+
+    /// The same with a deadline of its own.
+    pub async fn expect_bye_within(&mut self, code: &str, patience: Duration) -> Value {
+        let bye = self.event_within(&format!("bye {code}"), patience).await;
         assert_eq!(
             (&bye["type"], &bye["code"]),
             (&json!("bye"), &json!(code)),

@@ -66,12 +66,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-pub use authenticator::{Gatekeeper, Login, abilities};
+pub use authenticator::{Gatekeeper, Login, abilities, strike_out};
 pub use client::Client;
 pub use http::{Answer, Http, Request};
 pub use kit::Kit;
 pub use link::{Closed, Delivery, Dial, Duplex, Hear, Heard, Link, Speak, Stream};
-pub use program::Program;
+pub use program::{Deployment, Program};
 #[doc(hidden)]
 pub use scenarios::{run_authenticator, run_transport};
 pub use script::includes;

@@ -1,11 +1,14 @@
-//! A server in a process of its own: a binary as its users start it.
+//! A server in a process of its own: a binary as its users start it, on a configuration as they have it.
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
 };
 
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -14,6 +17,75 @@ use tokio::{
 };
 
 use crate::{PATIENCE, eventually};
+
+/// A configuration as it is shipped, `chinwag.toml` and the files beside it, in a folder of the test's own.
+#[derive(Debug)]
+pub struct Deployment(TempDir);
+
+impl Deployment {
+    /// A copy of the files in `folder`, without folders in it.
+    ///
+    /// # Panics
+    /// If there is no `chinwag.toml`, or something can't be read or written.
+    #[must_use]
+    pub fn of(folder: impl AsRef<Path>) -> Self {
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        for entry in fs::read_dir(folder).expect("a readable folder") {
+            let entry = entry.expect("a readable folder");
+            if entry.file_type().expect("a readable folder").is_file() {
+                let to = copy.path().join(entry.file_name());
+                fs::copy(entry.path(), to).expect("a readable file");
+            }
+        }
+        let deployment = Self(copy);
+        assert!(deployment.document().exists(), "there is a chinwag.toml");
+        deployment
+    }
+
+    /// The same with `to` in place of `from` in `chinwag.toml`.
+    ///
+    /// # Panics
+    /// If `from` does not stand there.
+    #[must_use]
+    pub fn with(self, from: &str, to: &str) -> Self {
+        let document = fs::read_to_string(self.document()).expect("it was copied");
+        assert!(document.contains(from), "{from:?} is not in:\n{document}");
+        fs::write(self.document(), document.replace(from, to)).expect("a writable folder");
+        self
+    }
+
+    /// Where that file of it is.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn document(&self) -> PathBuf {
+        self.file("chinwag.toml")
+    }
+
+    /// What serves it, for [`Program::start`].
+    #[must_use]
+    pub fn serve(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--config").arg(self.document());
+        command
+    }
+
+    /// What `program check` finds wrong with it.
+    ///
+    /// # Panics
+    /// If that is nothing, or it does not end within [`PATIENCE`].
+    pub async fn mistakes(&self, program: &str) -> String {
+        let mut command = Command::new(program);
+        command.arg("check").arg(self.document()).kill_on_drop(true);
+        let output = timeout(PATIENCE, command.output()).await;
+        let output = output.expect("it ends").expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        said
+    }
+}
 
 /// A running program that became a server. Dropped, it is killed.
 #[derive(Debug)]
@@ -25,7 +97,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Runs `command`, say `my-chinwag serve --config FILE`, and waits until these transports listen. It is told, by
+    /// Runs `command`, such as that of [`Deployment::serve`], and waits until these transports listen. It is told, by
     /// its environment, to log in a form that can be read here; free ports are for the caller to ask for, as with
     /// `CHINWAG_TRANSPORTS__LINE__BIND=127.0.0.1:0`.
     ///

@@ -48,39 +48,74 @@ pub(crate) mod outages {
 }
 
 pub(crate) mod silence {
-    use futures_util::future::join_all;
+    use std::pin::pin;
+
+    use futures_util::future::{Either, join_all, select};
 
     use super::*;
+
+    /// A machine with other work to do may keep the others busy till those who ask have their answer, and then says
+    /// nothing of the authenticator. It may do so now and then.
+    const ROUNDS: usize = 3;
 
     pub(crate) async fn a_silent_back_end_costs_those_who_ask_it_their_time_and_nobody_else(
         gatekeeper: &dyn Gatekeeper,
     ) {
         let server = start(gatekeeper, true).await;
         let good = gatekeeper.good();
-        let mut inside = gets_in(&server, Over::Tcp, &good[0]).await;
-        gatekeeper.hush(server.folder()).await;
-        let asked = join_all(Over::ALL.map(async |over| {
-            let began = Instant::now();
-            let mut client = server.connect(over.table(), "patient").await;
-            client.patient();
-            let mut login = good[1].fields.clone();
-            login["type"] = "login".into();
-            let answer = client.try_log_in(login).await;
-            is_unavailable(over, &answer);
-            assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
-        }));
-        // Whom it does not judge does not wait for it.
-        let others = async {
-            for over in Over::ALL {
-                let guest = json!({ "user": over.table() });
-                let (_, answer) = try_login(&server, over, &guest).await;
-                assert_eq!(answer["type"], "session", "{over:?}: {answer}");
+        let mut room = vec![gets_in(&server, Over::Tcp, &good[0]).await];
+        room[0].enter("lobby").await;
+        for round in 1..=ROUNDS {
+            gatekeeper.hush(server.folder()).await;
+            let asked = join_all(Over::ALL.map(|over| asks_in_vain(&server, over, &good[1])));
+            let others = talk(&server, &mut room, round);
+            let do_not_wait = match select(pin!(asked), pin!(others)).await {
+                Either::Left((_, others)) => {
+                    others.await;
+                    false
+                }
+                Either::Right(((), asked)) => {
+                    asked.await;
+                    true
+                }
+            };
+            gatekeeper.mend(server.folder()).await;
+            all_are_let_in_again(gatekeeper, &server).await;
+            if do_not_wait {
+                return;
             }
-            inside.ping().await;
-        };
-        futures_util::future::join(asked, others).await;
-        gatekeeper.mend(server.folder()).await;
-        all_are_let_in_again(gatekeeper, &server).await;
+        }
+        panic!("those who do not ask it wait as long as those who do, in each of {ROUNDS} rounds");
+    }
+
+    async fn asks_in_vain(server: &Server, over: Over, login: &Login) {
+        let began = Instant::now();
+        let mut client = server.connect(over.table(), "patient").await;
+        client.patient();
+        let mut login = login.fields.clone();
+        login["type"] = "login".into();
+        let answer = client.try_log_in(login).await;
+        is_unavailable(over, &answer);
+        assert!(began.elapsed() < PATIENCE, "it took {:?}", began.elapsed());
+    }
+
+    /// Guests, whom it does not judge, come in by every transport, and everybody in the room hears everybody.
+    async fn talk(server: &Server, room: &mut Vec<Client>, round: usize) {
+        for over in Over::ALL {
+            let guest = json!({ "user": format!("{}{round}", over.table()) });
+            let (mut client, answer) = try_login(server, over, &guest).await;
+            assert_eq!(answer["type"], "session", "{over:?}: {answer}");
+            client.enter("lobby").await;
+            room.push(client);
+        }
+        for speaker in 0..room.len() {
+            let seq = room[speaker].say("lobby", "hello").await["seq"].clone();
+            for member in &mut *room {
+                member
+                    .events_until("what was said", |event| event["seq"] == seq)
+                    .await;
+            }
+        }
     }
 }
 
@@ -105,7 +140,10 @@ pub(crate) mod removal {
 pub(crate) mod expiry {
     use super::*;
 
-    const STAY: Duration = Duration::from_secs(3);
+    /// Long enough for everybody to come in, also on a machine with other work to do.
+    const STAY: Duration = Duration::from_secs(10);
+    /// How late the end may be.
+    const LATE: Duration = Duration::from_secs(5);
     /// Many count in whole seconds.
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -120,13 +158,13 @@ pub(crate) mod expiry {
         for over in Over::ALL {
             visitors.push(gets_in(&server, over, &short).await);
         }
-        let began = Instant::now();
+        let due = Instant::now() + STAY;
         let mut stays = gets_in(&server, Over::Tcp, &gatekeeper.good()[0]).await;
         for visitor in &mut visitors {
-            visitor.expect_bye("auth_expired").await;
+            let patience = (due + LATE).saturating_duration_since(Instant::now());
+            visitor.expect_bye_within("auth_expired", patience).await;
             assert!(made.elapsed() > STAY - SECOND, "{:?}", made.elapsed());
         }
-        assert!(began.elapsed() < STAY + 2 * SECOND, "{:?}", began.elapsed());
         stays.ping().await;
     }
 }

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use api_keys::ApiKeys;
 use async_trait::async_trait;
 use chinwag::Plugins;
-use chinwag_conformance::{Gatekeeper, Login};
+use chinwag_conformance::{Gatekeeper, Login, strike_out};
 use serde_json::{Value, json};
 
 const KEYS: [(&str, &str); 2] = [
@@ -29,8 +29,7 @@ impl Gatekeeper for Example {
     }
 
     fn good(&self) -> Vec<Login> {
-        let login = |(user, key)| Login::new(user, json!({ "token": key }));
-        KEYS.map(login).to_vec()
+        KEYS.map(|(user, key)| Login::token(user, key)).to_vec()
     }
 
     fn bad(&self) -> Vec<Value> {
@@ -41,11 +40,7 @@ impl Gatekeeper for Example {
     }
 
     async fn take_out(&self, folder: &Path, login: &Login) {
-        let file = folder.join("keys.txt");
-        let keys = fs::read_to_string(&file).unwrap();
-        let stays = |line: &&str| !line.starts_with(&format!("{}:", login.user));
-        let rest: Vec<&str> = keys.lines().filter(stays).collect();
-        fs::write(file, rest.join("\n")).unwrap();
+        strike_out(&folder.join("keys.txt"), &login.user);
     }
 }
 

@@ -26,8 +26,9 @@ impl Gatekeeper for Example {
     }
 
     fn good(&self) -> Vec<Login> {
-        let login = |(user, token)| Login::new(user, json!({ "token": token }));
-        TOKENS.map(login).to_vec()
+        TOKENS
+            .map(|(user, token)| Login::token(user, token))
+            .to_vec()
     }
 
     fn bad(&self) -> Vec<Value> {

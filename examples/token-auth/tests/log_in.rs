@@ -1,15 +1,13 @@
 //! The example runs as it stands, and lets in who brings a token.
 
-use chinwag_conformance::{Client, Over, Program, code};
+use chinwag_conformance::{Client, Deployment, Over, Program, code};
 use serde_json::json;
-use tokio::process::Command;
 
 #[tokio::test]
 async fn a_token_gets_its_user_in_and_nothing_else_does() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_token-auth"));
+    let example = Deployment::of(env!("CARGO_MANIFEST_DIR"));
+    let mut command = example.serve(env!("CARGO_BIN_EXE_token-auth"));
     command
-        .args(["serve", "--config", "chinwag.toml"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("CHINWAG_TRANSPORTS__LINE__BIND", "127.0.0.1:0")
         .env("CHINWAG_TRANSPORTS__POLL__BIND", "127.0.0.1:0");
     let program = Program::start(command, &["line", "poll"]).await;
@@ -27,6 +25,8 @@ async fn a_token_gets_its_user_in_and_nothing_else_does() {
         }
         let login = json!({"type": "login", "token": "replace-this-by-32-random-bytes"});
         assert_eq!(client.log_in(login).await["user"], "alice");
+        let bye = client.command(json!({"type": "logout"})).await;
+        assert_eq!(code(&bye), "logout");
     }
     assert!(program.stop().await.success());
 }

@@ -12,36 +12,25 @@ use std::{
     process::Output,
 };
 
-use chinwag_conformance::{Client, Link, PATIENCE, Program};
+use chinwag_conformance::{Client, Deployment, Link, PATIENCE, Program};
 use serde_json::json;
-use tempfile::TempDir;
-use tokio::{net::UnixStream, process::Command, time::timeout};
+use tokio::{net::UnixStream, time::timeout};
 
-const DOCUMENT: &str = include_str!("../chinwag.toml");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_unix-socket");
 
-/// A folder with the example's configuration, with `lines` more in the table of the transport.
-fn folder(lines: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+/// The example, with `lines` more in the table of the transport.
+fn example(lines: &str) -> Deployment {
     let at = "path = \"chinwag.sock\"";
-    assert!(DOCUMENT.contains(at));
-    let document = DOCUMENT.replace(at, &format!("{at}\n{lines}"));
-    fs::write(folder.path().join("chinwag.toml"), document).unwrap();
-    folder
+    Deployment::of(env!("CARGO_MANIFEST_DIR")).with(at, &format!("{at}\n{lines}"))
 }
 
-fn command(action: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_unix-socket"));
-    command.args(action).arg(folder.join("chinwag.toml"));
-    command
-}
-
-async fn start(folder: &Path) -> Program {
-    Program::start(command(&["serve", "--config"], folder), &["local"]).await
+async fn start(example: &Deployment) -> Program {
+    Program::start(example.serve(PROGRAM), &["local"]).await
 }
 
 /// Runs it where it can't start.
-async fn fails(folder: &Path) -> Output {
-    let mut command = command(&["serve", "--config"], folder);
+async fn fails(example: &Deployment) -> Output {
+    let mut command = example.serve(PROGRAM);
     let output = command.kill_on_drop(true).output();
     timeout(PATIENCE, output).await.expect("it ends").unwrap()
 }
@@ -53,10 +42,10 @@ async fn connect(path: &str, name: &str) -> Client {
 
 #[tokio::test]
 async fn users_talk_and_a_stop_takes_the_file_away() {
-    let folder = folder("mode = \"0640\"");
-    let program = start(folder.path()).await;
+    let example = example("mode = \"0640\"");
+    let program = start(&example).await;
     let path = program.address("local").to_owned();
-    assert_eq!(Path::new(&path), folder.path().join("chinwag.sock"));
+    assert_eq!(Path::new(&path), example.file("chinwag.sock"));
     let file = fs::metadata(&path).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o640);
     let mut members = Vec::new();
@@ -85,11 +74,11 @@ async fn users_talk_and_a_stop_takes_the_file_away() {
 
 #[tokio::test]
 async fn what_a_dead_server_left_is_replaced_and_nothing_else_is() {
-    let folder = folder("");
-    let path = folder.path().join("chinwag.sock");
+    let example = example("");
+    let path = example.file("chinwag.sock");
     // Dropped, a listener of the standard library leaves its file.
     let alive = UnixListener::bind(&path).unwrap();
-    let refused = fails(folder.path()).await;
+    let refused = fails(&example).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(
@@ -98,7 +87,7 @@ async fn what_a_dead_server_left_is_replaced_and_nothing_else_is() {
     );
     let before = fs::metadata(&path).unwrap().ino();
     drop(alive);
-    let program = start(folder.path()).await;
+    let program = start(&example).await;
     let file = fs::metadata(&path).unwrap();
     assert!(file.file_type().is_socket());
     let mut alice = connect(program.address("local"), "alice").await;
@@ -110,7 +99,7 @@ async fn what_a_dead_server_left_is_replaced_and_nothing_else_is() {
     fs::write(&path, "precious").unwrap();
     assert!(program.stop().await.success());
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious", "{before}");
-    let refused = fails(folder.path()).await;
+    let refused = fails(&example).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("no socket"), "{said}");
@@ -120,18 +109,13 @@ async fn what_a_dead_server_left_is_replaced_and_nothing_else_is() {
 #[tokio::test]
 async fn only_the_named_users_of_the_system_may_connect() {
     let own = fs::metadata("/proc/self").unwrap().uid();
-    let folder = folder(&format!("uids = [{}]", own + 1));
-    let program = start(folder.path()).await;
+    let other = format!("uids = [{}]", own + 1);
+    let example = example(&other);
+    let program = start(&example).await;
     connect(program.address("local"), "me").await.gone().await;
     assert!(program.stop().await.success());
-    let document = folder.path().join("chinwag.toml");
-    let text = fs::read_to_string(&document).unwrap();
-    fs::write(
-        &document,
-        text.replace(&format!("[{}]", own + 1), &format!("[{own}]")),
-    )
-    .unwrap();
-    let program = start(folder.path()).await;
+    let example = example.with(&other, &format!("uids = [{own}]"));
+    let program = start(&example).await;
     let mut me = connect(program.address("local"), "me").await;
     me.log_in(json!({"type": "login", "user": "me"})).await;
     assert!(program.stop().await.success());
@@ -148,10 +132,7 @@ async fn what_is_wrong_in_the_table_is_told_with_its_place() {
         ("hosts = [\"a\"]", ":12:1:", "unknown key `hosts`"),
         ("uid = [1]", ":12:1:", "did you mean `uids`?"),
     ] {
-        let folder = folder(lines);
-        let output = command(&["check"], folder.path()).output().await.unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{lines}: {said}");
+        let said = example(lines).mistakes(PROGRAM).await;
         assert!(
             said.contains(says) && said.contains(place),
             "{lines}: {said}"

@@ -1,22 +1,19 @@
 //! The example runs as it stands, and two rooms treat the same word in two ways.
 
-use std::path::Path;
-
-use chinwag_conformance::{Client, Over, Program, code};
+use chinwag_conformance::{Client, Deployment, Over, Program, code};
 use serde_json::json;
-use tokio::process::Command;
 
-fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_word-filter"))
+const PROGRAM: &str = env!("CARGO_BIN_EXE_word-filter");
+
+fn example() -> Deployment {
+    Deployment::of(env!("CARGO_MANIFEST_DIR"))
 }
 
 #[tokio::test]
 async fn a_word_is_masked_in_one_room_and_refused_in_another() {
-    let mut command = binary();
-    command
-        .args(["serve", "--config", "chinwag.toml"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("CHINWAG_TRANSPORTS__LINE__BIND", "127.0.0.1:0");
+    let example = example();
+    let mut command = example.serve(PROGRAM);
+    command.env("CHINWAG_TRANSPORTS__LINE__BIND", "127.0.0.1:0");
     let program = Program::start(command, &["line"]).await;
     let addr = program.address("line").parse().unwrap();
     let mut alice = Client::login(addr, Over::Tcp, "alice").await;
@@ -42,7 +39,6 @@ async fn a_word_is_masked_in_one_room_and_refused_in_another() {
 
 #[tokio::test]
 async fn what_is_wrong_in_the_table_is_told_with_its_place() {
-    let document = include_str!("../chinwag.toml");
     for (from, to, says) in [
         (
             "also = [\"heck\"]",
@@ -62,15 +58,7 @@ async fn what_is_wrong_in_the_table_is_told_with_its_place() {
         ("\"refuse\"", "\"scold\"", "scold"),
         ("\"words.txt\"", "\"gone.txt\"", "can't read"),
     ] {
-        assert!(document.contains(from), "{from}");
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("chinwag.toml");
-        std::fs::write(&file, document.replace(from, to)).unwrap();
-        let words = Path::new(env!("CARGO_MANIFEST_DIR")).join("words.txt");
-        std::fs::copy(words, folder.path().join("words.txt")).unwrap();
-        let output = binary().arg("check").arg(&file).output().await.unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{to}: {said}");
+        let said = example().with(from, to).mistakes(PROGRAM).await;
         assert!(said.contains(says), "{to}: {said}");
         assert!(said.contains("chinwag.toml:"), "no place: {said}");
     }
