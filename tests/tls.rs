@@ -379,6 +379,17 @@ async fn new_files_that_could_not_be_read_are_tried_again_though_they_stay_as_th
     assert!(told.contains("Too many open files"), "{told}");
 }
 
+/// Takes a lease on a file and does not heed those who open it. The kernel lets them wait for
+/// `/proc/sys/fs/lease-break-time`, 45 seconds, which is longer than it takes here.
+const HOLDS: &str = r#"
+import fcntl, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1])
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("held", flush=True)
+sys.stdin.read()
+"#;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_whose_files_are_slow_holds_up_no_others() {
     let pki = Pki::new();
@@ -391,11 +402,24 @@ async fn a_table_whose_files_are_slow_holds_up_no_others() {
         pki.at("attic.key")
     );
     let server = Program::start(&guests(&pki).and(&attic)).await;
-    // As with a disk that has gone away, whoever opens it waits.
-    let pipe = pki.at("pipe");
-    let made = Command::new("mkfifo").arg(&pipe).status().await.unwrap();
-    assert!(made.success(), "mkfifo is installed");
-    std::fs::rename(&pipe, pki.at("attic.pem")).unwrap();
+    // As with a disk that has gone away, whoever opens it waits: until somebody else lets go of it.
+    pki.put(
+        "held.pem",
+        &std::fs::read_to_string(pki.at("server.pem")).unwrap(),
+    );
+    let mut holder = Command::new("python3")
+        .args(["-c", HOLDS])
+        .arg(pki.at("held.pem"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 is installed");
+    let mut word = [0; 4];
+    let told = holder.stdout.as_mut().unwrap().read_exact(&mut word);
+    timeout(PATIENCE, told).await.unwrap().unwrap();
+    assert_eq!(&word, b"held");
+    std::fs::rename(pki.at("held.pem"), pki.at("attic.pem")).unwrap();
     for round in 1..4 {
         server.signal("HUP").await;
         server.metric_becomes(RELOADS, OK, f64::from(round)).await;

@@ -399,6 +399,20 @@ impl AsyncWrite for Opening {
         Pin::new(&mut self.tcp).poll_write(cx, bytes)
     }
 
+    // After a handshake that has failed tokio-rustls writes once more and gives up the rest: unless all pieces go in one
+    // call, the alert stays behind what was to be sent before it.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_flush(cx)
     }

@@ -847,29 +847,41 @@ async fn nothing_follows_an_upgrade_that_was_refused() {
     let key = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
     let version = ("Sec-WebSocket-Version", "13");
     let elsewhere = ("Origin", "https://evil.example");
-    for (lines, status, told) in [
-        (&[("Sec-WebSocket-Version", "8"), key][..], 426, true),
-        (&[key], 426, true),
-        (&[version], 400, false),
-        (&[version, key, elsewhere], 403, false),
-    ] {
-        let mut client = server.http(&TLS13, None).await;
+    for ((path, lines, status, told), tls) in [
+        (
+            "/v1/ws",
+            &[("Sec-WebSocket-Version", "8"), key][..],
+            426,
+            true,
+        ),
+        ("/v1/ws", &[key], 426, true),
+        ("/v1/ws", &[version], 400, false),
+        ("/v1/ws", &[version, key, elsewhere], 403, false),
+        // Nor where there is nothing to upgrade.
+        ("/v1/events", &[version, key], 401, false),
+        ("/", &[version, key], 404, false),
+    ]
+    .into_iter()
+    .flat_map(|case| VERSIONS.map(|tls| (case, tls)))
+    {
+        let mut client = server.http(tls, None).await;
         let lines = [&asks[..], lines].concat();
-        let answer = client.ask("GET", "/v1/ws", &lines, "").await;
+        let answer = client.ask("GET", path, &lines, "").await;
         assert_eq!(answer.status, status, "{answer:?}");
         let upgrade = answer.headers.get("upgrade").map(String::as_str);
         assert_eq!(upgrade, told.then_some("websocket"), "{answer:?}");
         let options = if told { "upgrade, close" } else { "close" };
         assert_eq!(answer.headers["connection"], options);
-        // What a proxy might let through now, since it takes it for WebSocket, is nobody's request. The server may
-        // have closed already.
+        // What a proxy might let through now, since it takes it for WebSocket, is nobody's request; and the end is one
+        // in good order, through TLS too.
         let hidden = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
-        let _ = client.0.get_mut().write_all(hidden).await;
+        client.0.get_mut().write_all(hidden).await.unwrap();
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, client.0.read_to_end(&mut rest))
+        timeout(PATIENCE, client.0.read_to_end(&mut rest))
             .await
+            .unwrap()
             .unwrap();
-        assert_eq!(rest, b"");
+        assert_eq!(rest, b"", "{path}");
     }
 }
 

@@ -8,7 +8,6 @@ use std::{
     borrow::Cow,
     future::poll_fn,
     io::{self, Read, Write},
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -22,10 +21,7 @@ use chinwag_core::{
 };
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
-use hyper::{
-    body::{Body as _, Incoming},
-    upgrade::OnUpgrade,
-};
+use hyper::body::{Body as _, Incoming};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{
@@ -37,8 +33,8 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     BindContext, BindError, HttpListener, HttpPeer, HttpRoute, ListenerConfig, LocalAddr, Origins,
-    Permit, ServeError, Transport, TransportConfig, Wire, duplex,
-    http::{Answer, bad_request, closing, credentials, refused, refused_as, upgraded},
+    Permit, ServeError, Stream, Transport, TransportConfig, Wire, duplex,
+    http::{Answer, bad_request, credentials, refused, refused_as, upgraded},
     socket::Socket,
 };
 
@@ -167,9 +163,9 @@ struct Upgrade {
 #[async_trait]
 impl HttpRoute for Upgrade {
     async fn handle(&self, request: Request<Incoming>, peer: &HttpPeer) -> Answer {
-        // Where nothing came of an upgrade nothing follows: a proxy that did not look at the answer would take what
-        // follows for WebSocket, and pass on requests that it has not judged.
-        self.upgrade(request, peer).await.unwrap_or_else(closing)
+        self.upgrade(request, peer)
+            .await
+            .unwrap_or_else(|refusal| refusal)
     }
 }
 
@@ -192,7 +188,7 @@ impl Upgrade {
             metrics.refused(RefusedReason::BadRequest);
             return Err(refused(&bad_request("An upgrade has no body.")));
         }
-        let upgrade = hyper::upgrade::on(&mut request);
+        let upgrade = upgraded(&mut request);
         let (parts, _) = request.into_parts();
         let mut handshake = Request::new(());
         *handshake.method_mut() = parts.method;
@@ -276,14 +272,12 @@ fn not_an_upgrade(error: &tungstenite::Error) -> Answer {
 
 /// Runs a connection from its upgrade on. The 101 has `write_timeout` to get out.
 async fn serve(
-    upgrade: OnUpgrade,
+    upgrade: impl Future<Output = Option<(Stream, Bytes)>>,
     mut connection: Box<Connection>,
     permit: Permit,
     write_timeout: Duration,
 ) {
-    let Ok(Some((stream, early))) =
-        timeout(write_timeout, Pin::from(Box::new(upgraded(upgrade)))).await
-    else {
+    let Ok(Some((stream, early))) = timeout(write_timeout, upgrade).await else {
         return;
     };
     connection.socket.connect(stream);

@@ -7,7 +7,7 @@ use chinwag_core::{ErrorCode, Refusal};
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use super::encode::Head;
+use super::encode::{Head, says_close};
 
 /// What a route answers with.
 pub type Answer = Response<Full<Bytes>>;
@@ -177,8 +177,10 @@ pub(crate) fn coded() -> Answer {
 
 /// The same answer; the connection is closed after it.
 pub(crate) fn closing(mut answer: Answer) -> Answer {
-    let close = HeaderValue::from_static("close");
-    answer.headers_mut().append(header::CONNECTION, close);
+    if !says_close(answer.headers()) {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().append(header::CONNECTION, close);
+    }
     answer
 }
 

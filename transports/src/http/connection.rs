@@ -8,12 +8,13 @@
 use std::{
     future::poll_fn,
     io,
-    pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Buf;
+use chinwag_core::RefusedReason;
 use http::{Method, Request, Version, header};
 use hyper::{
     body::{Body, Incoming},
@@ -61,21 +62,33 @@ pub(super) async fn run(mut socket: Box<HttpSocket>, client: Arc<Client>) -> io:
         // Boxed, since it is large, and seldom there.
         let mut talking: Box<Talking> = Box::new(connection);
         let turn = poll_fn(|cx| poll_talk(&mut talking, &client, cx)).await;
-        if let Ok(Turn::Upgrades) = turn {
-            return Box::pin(upgrade(*talking, &client)).await;
-        }
         let parts = talking.into_parts();
         socket = parts.io.into_inner();
         socket.unread(parts.read_buf);
         let answer = match turn {
             Ok(Turn::Rests) => continue,
-            Ok(Turn::Ends | Turn::Upgrades) => return shut(&mut socket).await,
+            Ok(Turn::Ends) => {
+                let upgrade = client.upgrade.lock().take();
+                let mut left = match upgrade {
+                    None => socket,
+                    Some(upgrade) => match upgrade.send(socket) {
+                        Ok(()) => return Ok(()),
+                        // Nobody waits for it any more.
+                        Err(socket) => socket,
+                    },
+                };
+                return shut(&mut left).await;
+            }
             Ok(Turn::Answered(answer)) => answer,
             Ok(Turn::Waits(work)) => match wait(&mut socket, work).await {
                 Some(answer) => answer,
                 None => return Ok(()),
             },
             Err(error) => {
+                if error.is_parse() && client.watch.is_unasked() {
+                    // hyper has no answer to the preface of HTTP/2.
+                    client.shared.door.refused(RefusedReason::BadRequest);
+                }
                 // It may be an answer that says what was wrong: that has to get there.
                 shut(&mut socket).await?;
                 return Err(io::Error::other(error));
@@ -97,9 +110,7 @@ enum Turn {
     Answered(Finished),
     /// A plain request waits for its answer.
     Waits(Work),
-    /// A request asks for an upgrade, for which hyper has to be told first.
-    Upgrades,
-    /// Nothing.
+    /// No other request: the connection ends, or is upgraded.
     Ends,
 }
 
@@ -130,7 +141,6 @@ fn poll_talk(
         match client.aside.lock().take() {
             Some(Aside::Answered(answer)) => return Poll::Ready(Ok(Turn::Answered(answer))),
             Some(Aside::Waits(work)) => return Poll::Ready(Ok(Turn::Waits(work))),
-            Some(Aside::Upgrade) => return Poll::Ready(Ok(Turn::Upgrades)),
             None => (),
         }
         if watch.take_answered() {
@@ -151,20 +161,6 @@ fn poll_talk(
     } else {
         Turn::Rests
     }))
-}
-
-/// Has hyper serve the connection to its end, or until it is upgraded.
-async fn upgrade(connection: Talking, client: &Client) -> io::Result<()> {
-    client.may_upgrade.store(true, Ordering::Relaxed);
-    let mut connection = pin!(connection.with_upgrades());
-    poll_fn(|cx| {
-        if client.watch.is_stopping() {
-            connection.as_mut().graceful_shutdown();
-        }
-        connection.as_mut().poll(cx)
-    })
-    .await
-    .map_err(io::Error::other)
 }
 
 /// The answer to a plain request, the work on which was begun just now. `None`: the client has gone, and the work is

@@ -123,7 +123,7 @@ impl Encoded {
 }
 
 /// Whether one of the options of `Connection` is `close`, in whatever case and however many lines they are on.
-fn says_close(headers: &HeaderMap) -> bool {
+pub(super) fn says_close(headers: &HeaderMap) -> bool {
     headers
         .get_all(header::CONNECTION)
         .iter()

@@ -22,10 +22,7 @@ use std::{
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -39,8 +36,8 @@ use hyper::{
     service::Service,
     upgrade::OnUpgrade,
 };
-use hyper_util::rt::TokioIo;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -214,24 +211,23 @@ impl HttpPeer {
     }
 }
 
-/// The socket under a connection whose upgrade was answered with 101, and bytes of the new protocol that were read
-/// with the request and are counted as received already. `None`: the connection ended before.
+/// Gives, once `request` was answered with 101, the socket under its connection, and bytes of the new protocol that
+/// were read with the request and are counted as received already. `None`: there was another answer, the connection
+/// ended before, or the request asks for no upgrade.
 ///
-/// `upgrade` is what `hyper::upgrade::on(&mut request)` gives.
-pub async fn upgraded(upgrade: OnUpgrade) -> Option<(Stream, Bytes)> {
-    let parts = upgrade
-        .await
-        .ok()?
-        .downcast::<TokioIo<Box<HttpSocket>>>()
-        .ok()?;
-    let (socket, early) = parts.io.into_inner().into_parts();
-    let read = if early.is_empty() {
-        parts.read_buf
-    } else {
-        [parts.read_buf, early].concat().into()
-    };
-    Some((socket, read))
+/// To be called with a request before it is answered, and once: a second call gives `None`. Where nobody waits for what
+/// it gives any more, the connection is closed.
+pub fn upgraded(
+    request: &mut Request<Incoming>,
+) -> impl Future<Output = Option<(Stream, Bytes)>> + Send + use<> {
+    let promised = request.extensions_mut().remove::<PromisedSocket>();
+    let socket = promised.and_then(|promised| promised.0.lock().take());
+    async move { Some(socket?.await.ok()?.into_parts()) }
 }
+
+/// In a request that asks for an upgrade: where the socket comes out. In a lock, as extensions are cloned and shared.
+#[derive(Clone)]
+struct PromisedSocket(Arc<Mutex<Option<oneshot::Receiver<Box<HttpSocket>>>>>);
 
 /// A transport's handle on the HTTP listener of its bind. [`BindContext::http`](crate::BindContext::http) makes it.
 #[derive(Clone)]
@@ -360,7 +356,7 @@ fn serve_connection(shared: Arc<Shared>, accepted: Accepted) -> impl Future<Outp
         aside: Mutex::default(),
         waker: Mutex::new(Waker::noop().clone()),
         host: OnceLock::new(),
-        may_upgrade: AtomicBool::new(false),
+        upgrade: Mutex::default(),
         shared,
     });
     // Boxed, since it goes from hand to hand.
@@ -398,8 +394,8 @@ struct Client {
     waker: Mutex<Waker>,
     /// The `Host` of an earlier request, which is served: most connections have one for all their requests.
     host: OnceLock<Box<[u8]>>,
-    /// Whether hyper has been told that the connection may be upgraded. From then on it answers all requests by itself.
-    may_upgrade: AtomicBool,
+    /// Where the socket goes after the answer under way, which is a 101.
+    upgrade: Mutex<Option<oneshot::Sender<Box<HttpSocket>>>>,
 }
 
 /// What hyper is not asked to do.
@@ -408,8 +404,6 @@ enum Aside {
     Answered(Finished),
     /// To wait for the answer to a plain request, and to write it.
     Waits(Work),
-    /// A request asks for an upgrade, for which the connection has to be made ready.
-    Upgrade,
 }
 
 impl Client {
@@ -463,25 +457,35 @@ impl Service<Request<Incoming>> for Answers {
     type Error = Infallible;
     type Future = Answering;
 
-    fn call(&self, request: Request<Incoming>) -> Answering {
+    fn call(&self, mut request: Request<Incoming>) -> Answering {
         let client = &self.0;
         let all_written = client.watch.handling();
-        let is_upgrade = request.extensions().get::<OnUpgrade>().is_some();
-        let may_upgrade = client.may_upgrade.load(Ordering::Relaxed);
-        let is_plain = all_written && !is_upgrade && !may_upgrade && connection::is_plain(&request);
+        // In the place of hyper's own promise. To keep that one, hyper wants to run the connection to its end, and does
+        // not end it in good order where nothing came of the upgrade.
+        let upgrade = request.extensions_mut().remove::<OnUpgrade>().map(|_| {
+            let (give, take) = oneshot::channel();
+            let promised = PromisedSocket(Arc::new(Mutex::new(Some(take))));
+            request.extensions_mut().insert(promised);
+            give
+        });
+        let is_plain = all_written && upgrade.is_none() && connection::is_plain(&request);
         let has_body = !request.body().is_end_stream();
         // Browsers may ask anybody with OPTIONS: that proves nothing.
         let asks = request.method() != Method::OPTIONS;
+        let is_tunnel = names_websocket(request.headers());
         let mut work = match client.route(&request) {
             Err(answer) => {
+                let finished = Finished::of(answer.into(), asks, is_tunnel);
                 return Answering {
                     client: Arc::clone(client),
-                    answer: Promised::Now(Some(Finished::of(answer.into(), asks))),
+                    answer: Promised::Now(Some(finished)),
                     has_body,
+                    upgrade,
                 };
             }
             Ok((route, peer)) => Work {
                 asks,
+                is_tunnel,
                 answer: route.answer(request, peer),
             },
         };
@@ -495,9 +499,6 @@ impl Service<Request<Incoming>> for Answers {
                 Poll::Pending => Aside::Waits(work),
             });
             Promised::Elsewhere
-        } else if is_upgrade && !may_upgrade {
-            *client.aside.lock() = Some(Aside::Upgrade);
-            Promised::Upgrade(work)
         } else {
             Promised::Later(work)
         };
@@ -505,6 +506,7 @@ impl Service<Request<Incoming>> for Answers {
             client: Arc::clone(client),
             answer,
             has_body,
+            upgrade,
         }
     }
 }
@@ -512,6 +514,7 @@ impl Service<Request<Incoming>> for Answers {
 /// A route at work on one request.
 struct Work {
     asks: bool,
+    is_tunnel: bool,
     answer: Coming,
 }
 
@@ -530,7 +533,7 @@ impl Work {
                 .into()
             }
         };
-        Poll::Ready(Finished::of(answer, self.asks))
+        Poll::Ready(Finished::of(answer, self.asks, self.is_tunnel))
     }
 }
 
@@ -542,12 +545,17 @@ struct Finished {
 }
 
 impl Finished {
-    /// `asks`: the request was for more than a permission.
-    fn of(mut answer: Outgoing, asks: bool) -> Self {
+    /// `asks`: the request was for more than a permission; `is_tunnel`: it was for what a proxy may take for a tunnel.
+    fn of(mut answer: Outgoing, asks: bool, is_tunnel: bool) -> Self {
         if let Outgoing::Answer(answer) = &mut answer {
             answer::not_stored(answer);
         }
         let good = asks && answer.status().is_success();
+        // Where nothing came of a WebSocket nothing follows: a proxy that did not look at the answer would take what
+        // follows for WebSocket, and pass on requests that it has not judged.
+        if is_tunnel && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            answer = closing(answer.into()).into();
+        }
         Self { answer, good }
     }
 
@@ -564,13 +572,13 @@ struct Answering {
     answer: Promised,
     /// Whether the request has a body, which its route may leave unread.
     has_body: bool,
+    /// Where the socket goes after a 101, if the request asks for an upgrade.
+    upgrade: Option<oneshot::Sender<Box<HttpSocket>>>,
 }
 
 enum Promised {
     Now(Option<Finished>),
     Later(Work),
-    /// Not begun before the connection is ready to be upgraded.
-    Upgrade(Work),
     /// By [`connection`], which takes hyper's connection apart.
     Elsewhere,
 }
@@ -583,13 +591,11 @@ impl Future for Answering {
             client,
             answer,
             has_body,
+            upgrade,
         } = &mut *self;
         let finished = match answer {
             Promised::Now(finished) => finished.take().expect("not polled again after its answer"),
-            Promised::Upgrade(_) if !client.may_upgrade.load(Ordering::Relaxed) => {
-                return Poll::Pending;
-            }
-            Promised::Later(work) | Promised::Upgrade(work) => {
+            Promised::Later(work) => {
                 let finished = ready!(work.poll(cx));
                 if *has_body {
                     // A body that the route has not read to its end was dropped with it. Asked once more, hyper looks
@@ -603,6 +609,9 @@ impl Future for Answering {
             }
             Promised::Elsewhere => return Poll::Pending,
         };
+        if finished.answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            *client.upgrade.lock() = upgrade.take();
+        }
         Poll::Ready(Ok(finished.begin(&client.watch).into()))
     }
 }
@@ -627,6 +636,16 @@ fn has_coded_body(headers: &HeaderMap) -> bool {
         .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a request asks for WebSocket, be it on a path that has one or on another.
+fn names_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::UPGRADE)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|protocol| protocol.split(|&byte| byte == b'/').next())
+        .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// What is kept per bind, so that transports find the listener that is there.

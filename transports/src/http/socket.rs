@@ -216,8 +216,9 @@ impl Watch {
         }
     }
 
-    /// Whether bytes to be written now are hyper's own answer to a head that it can't parse: no route has one.
-    fn is_unasked(&self) -> bool {
+    /// Whether no request waits for an answer: bytes to be written now are hyper's own answer to a head that it can't
+    /// parse.
+    pub(super) fn is_unasked(&self) -> bool {
         matches!(self.state.lock().stage, Stage::Idle | Stage::Head)
     }
 

@@ -350,17 +350,18 @@ async fn an_answer_with_upgrade_says_so_in_connection() {
     }
 }
 
+/// As clients ask that would rather speak HTTP/2.
+const HTTP2_WISH: &str =
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
+
 #[tokio::test]
 async fn a_connection_goes_on_after_an_upgrade_that_nobody_made() {
-    // As clients do that would rather speak HTTP/2.
-    let wish =
-        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
     for first in [GET, &post("x")] {
         let (held, mut begun) = Held::new("{}");
         let server = Server::start(&json!({}), &[("/held", held.clone())]);
         let mut client = server.connect().await;
         client
-            .say(&first.replacen("\r\n\r\n", &format!("\r\n{wish}"), 1))
+            .say(&first.replacen("\r\n\r\n", &format!("\r\n{HTTP2_WISH}\r\n"), 1))
             .await;
         assert_eq!(client.reply().await.status, 200);
         client.say(GET).await;
@@ -375,6 +376,91 @@ async fn a_connection_goes_on_after_an_upgrade_that_nobody_made() {
         held.go.cancel();
         assert_eq!(client.reply().await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn where_an_upgrade_was_offered_the_last_answer_still_arrives() {
+    let much = "x".repeat(8 << 20);
+    let length = much.len();
+    let too_large = format!(
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\n{HTTP2_WISH}Content-Length: {length}\r\n\r\n{much}"
+    );
+    let too_long = format!("GET /echo HTTP/1.1\r\nHost: localhost\r\nX-Filler: {much}\r\n\r\n");
+    let broken = format!("NO\r\n\r\n{much}");
+    let server = Server::start(&json!({}), &[]);
+    for (last, status) in [(&too_large, 413), (&too_long, 431), (&broken, 400)] {
+        // As many as it takes for an answer that is lost now and then to be missed.
+        for _ in 0..5 {
+            let mut client = server.connect().await;
+            client
+                .say(&GET.replacen("\r\n\r\n", &format!("\r\n{HTTP2_WISH}\r\n"), 1))
+                .await;
+            assert_eq!(client.reply().await.status, 200);
+            client.say(last).await;
+            assert_eq!(client.reply().await.status, status);
+            let mut rest = Vec::new();
+            client.0.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"", "{status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_follows_a_websocket_that_was_not_opened() {
+    let server = Server::start(&json!({}), &[]);
+    let filled = Arc::new(Fills(Template::new(json(StatusCode::CREATED, ""))));
+    server
+        .listener
+        .claim("/template".to_owned(), filled)
+        .unwrap();
+    for (target, host, status) in [
+        ("/echo", "localhost", 200),
+        ("/template", "localhost", 201),
+        ("/nothing", "localhost", 404),
+        ("/", "localhost", 404),
+        ("/echo", "evil.example", 421),
+    ] {
+        for (version, protocol) in [
+            ("1.1", "websocket"),
+            ("1.1", "WebSocket"),
+            ("1.1", "h2c, websocket/13"),
+            ("1.1", "h2c\r\nUpgrade: websocket"),
+            ("1.0", "websocket"),
+        ] {
+            let request = format!(
+                "GET {target} HTTP/{version}\r\nHost: {host}\r\nConnection: upgrade, keep-alive\r\n\
+                 Upgrade: {protocol}\r\n\r\n"
+            );
+            let mut client = server.connect().await;
+            client.say(&format!("{request}{GET}")).await;
+            let reply = client.reply().await;
+            assert_eq!(reply.status, status, "{request}");
+            let closes = reply.head.matches("\r\nconnection: close\r\n").count();
+            // Of version 1.0 that goes without saying.
+            assert_eq!(closes, usize::from(version == "1.1"), "{request}{reply:?}");
+            let mut rest = Vec::new();
+            client.0.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, b"", "{request}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_preface_of_http2_is_counted() {
+    let server = Server::start(&json!({}), &[]);
+    for _ in 0..2 {
+        let mut client = server.connect().await;
+        client.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        let mut rest = Vec::new();
+        client.0.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"");
+    }
+    // Whoever goes in the middle of a head has asked for nothing bad.
+    let mut client = server.connect().await;
+    client.say("GET /echo HT").await;
+    drop(client);
+    server.record.until(|seen| seen.open == 0).await;
+    assert_eq!(server.record.seen().refused, [RefusedReason::BadRequest; 2]);
 }
 
 #[tokio::test]
@@ -603,9 +689,9 @@ impl HttpRoute for Upgrades {
             Ok(permit) => permit,
             Err(refusal) => return refused(&refusal),
         };
-        let upgrade = hyper::upgrade::on(&mut request);
+        let upgrade = upgraded(&mut request);
         self.0.spawn(async move {
-            let Some((mut socket, early)) = upgraded(upgrade).await else {
+            let Some((mut socket, early)) = upgrade.await else {
                 return;
             };
             socket.write_all(&early.to_ascii_uppercase()).await.unwrap();

@@ -2,7 +2,7 @@ use std::{future::poll_fn, net::SocketAddr};
 
 use chinwag_core::{Lifecycle, TlsFailure};
 use rustls::{
-    ClientConfig, HandshakeKind,
+    AlertDescription, ClientConfig, HandshakeKind,
     client::Resumption,
     pki_types::ServerName,
     version::{TLS12, TLS13},
@@ -529,7 +529,14 @@ async fn http_is_agreed_on_where_it_is_spoken() {
             config.alpn_protocols = offers.iter().map(|&offer| offer.into()).collect();
             let client = shake_hands(Arc::new(config), server.connect().await).await;
             let Some(agreed) = agreed else {
-                assert!(client.is_err(), "{offers:?}");
+                let error = client.map(drop).unwrap_err();
+                let told = error.get_ref().and_then(|error| error.downcast_ref());
+                let alert = AlertDescription::NoApplicationProtocol;
+                assert_eq!(
+                    told,
+                    Some(&rustls::Error::AlertReceived(alert)),
+                    "{version:?} {offers:?}: {error}"
+                );
                 continue;
             };
             let client = client.unwrap();

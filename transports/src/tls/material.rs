@@ -252,10 +252,18 @@ impl Reading {
 
     fn bytes(&mut self, key: &'static str, path: &Path, most: u64) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+        let read = std::fs::metadata(path).and_then(|metadata| {
+            if !metadata.is_file() {
+                return Ok(false);
+            }
+            File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+            Ok(true)
+        });
         match read {
-            Ok(_) if bytes.len() as u64 <= most => return Some(bytes),
-            Ok(_) => {
+            // To open a pipe would wait for somebody who writes to it, and hold up every later reload.
+            Ok(false) => self.fault(key, path, "is not a regular file"),
+            Ok(true) if bytes.len() as u64 <= most => return Some(bytes),
+            Ok(true) => {
                 let most = most >> 20;
                 self.fault(key, path, format_args!("it has over {most} MiB"));
             }
@@ -600,6 +608,14 @@ impl Reading {
                 format_args!(
                     "the list is by {name:?}, which is not in {ca}: it counts only for certificates that an \
                      intermediate CA of that name has signed"
+                ),
+            );
+        } else if signers.is_empty() && checked.iter().all(|(place, _)| is_weak(&anchors[*place])) {
+            self.fault(
+                "crl",
+                path,
+                format_args!(
+                    "the key of {name:?} in {ca} is too weak to prove that it has signed the list; RSA needs 2048 bits"
                 ),
             );
         } else if signers.is_empty() {

@@ -417,7 +417,8 @@ impl Tls {
     }
 
     /// Has `hear` called each time that other clients are trusted than before, because `client_ca` or `crl` changed:
-    /// on a thread that may block, and when the new state is in force. It stays for as long as this does.
+    /// on a thread that may block, and when the new state is in force. It stays for as long as this does. The files are
+    /// held while it hears: it must not wait for [`reload`](Self::reload), which waits for it.
     pub fn on_reload(&self, hear: impl Fn(&Judge) + Send + Sync + 'static) {
         self.ears.lock().push(Arc::new(hear));
     }

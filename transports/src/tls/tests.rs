@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::atomic::AtomicU64, task::Poll};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::atomic::AtomicU64, task::Poll};
 
 use chinwag_core::clock::WallClock;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
@@ -450,6 +450,76 @@ async fn a_file_without_end_is_refused() {
     world.folder.put("server.pem", vec![b'\n'; (4 << 20) + 1]);
     let faults = world.try_load("").await.unwrap_err();
     assert!(faults[0].to_string().contains("over 4 MiB"), "{faults:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_and_not_waited_for() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    type Make = fn(&Path);
+    let world = World::new();
+    let (tls, numbers) = counted(&world).await;
+    let path = world.folder.at("server.pem");
+    let kinds: [(&str, Make); 3] = [
+        ("a pipe", |path| {
+            let status = std::process::Command::new("mkfifo").arg(path).status();
+            assert!(status.unwrap().success());
+        }),
+        ("a folder", |path| std::fs::create_dir(path).unwrap()),
+        ("a device", |path| {
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+        }),
+    ];
+    for (times, (kind, make)) in (1..).zip(kinds) {
+        std::fs::remove_file(&path)
+            .or_else(|_| std::fs::remove_dir(&path))
+            .unwrap();
+        make(&path);
+        let read = async { (world.try_load("").await.err(), tls.reload().await.err()) };
+        let Ok((loaded, reloaded)) = timeout(PATIENCE, read).await else {
+            // Whoever waits for the other end is let go, so that this test comes to its end.
+            let other_end = std::fs::File::options().read(true).write(true).open(&path);
+            drop(other_end);
+            panic!("{kind} is waited for");
+        };
+        for faults in [loaded, reloaded] {
+            let faults = faults.unwrap_or_else(|| panic!("{kind} is taken"));
+            let [fault] = faults.as_slice() else {
+                panic!("{kind}: {faults:?}")
+            };
+            assert_eq!(fault.key, Some("cert"), "{kind}");
+            let message = fault.to_string();
+            assert!(
+                message.ends_with("server.pem: is not a regular file"),
+                "{kind}: {message}"
+            );
+        }
+        assert_eq!(failed(&numbers), times, "{kind}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    world.folder.put_server(&world.server());
+    tls.reload().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_by_a_key_that_is_too_weak_is_told_as_that() {
+    let world = World::new();
+    let weak = world.ca.client_with_key("clients", Spki::rsa_1024());
+    let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    let strong = Authority::root_with("clients", rsa);
+    world.folder.put("crl.pem", strong.crl(-1, &[]));
+    for (ca, told) in [
+        (pem("CERTIFICATE", &weak.chain[0]), "is too weak"),
+        (world.ca.pem(), "is not signed by the key of"),
+    ] {
+        world.folder.put("ca.pem", ca);
+        let faults = world.try_load(STRICT).await.unwrap_err();
+        let [fault] = faults.as_slice() else {
+            panic!("{faults:?}")
+        };
+        assert_eq!(fault.key, Some("crl"));
+        assert!(fault.to_string().contains(told), "{fault}");
+    }
 }
 
 #[tokio::test]
@@ -1319,6 +1389,7 @@ async fn counted(world: &World) -> (Arc<Tls>, Numbers) {
     (tls, numbers)
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
     let world = World::new();
@@ -1344,7 +1415,7 @@ async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
     assert_eq!(failed(&numbers), 2, "a change is not waited for");
     assert_eq!(told("just now"), 3, "two files now");
     for name in ["server.pem", "server.key"] {
-        std::fs::remove_dir(world.folder.at(name)).unwrap();
+        std::fs::remove_file(world.folder.at(name)).unwrap();
     }
     world.folder.put_server(&world.server());
     tls.look();
@@ -1373,6 +1444,7 @@ async fn a_file_that_is_not_there_is_noticed_when_it_comes_and_not_tried_again()
     assert_eq!(log.lines("read anew").len(), 1);
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
     let breaks: [fn(&World); 3] = [
@@ -1403,7 +1475,7 @@ async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
             assert_eq!(told(), (times, usize::try_from(times).unwrap()));
         }
         let path = world.folder.at("server.key");
-        let _ = std::fs::remove_dir(path);
+        let _ = std::fs::remove_file(path);
         world.folder.put_server(&world.server());
         tls.look();
         tls.look();
@@ -1418,10 +1490,11 @@ fn failed(numbers: &Numbers) -> u64 {
     numbers.counted("chinwag_config_reloads_total{what=tls,name=public,outcome=failed}")
 }
 
-/// Makes a file one that can be opened, and not be read.
+/// Makes a file one that is there and that nobody can read: a link to itself.
+#[cfg(unix)]
 fn unreadable(world: &World, name: &str) {
     std::fs::remove_file(world.folder.at(name)).unwrap();
-    std::fs::create_dir(world.folder.at(name)).unwrap();
+    std::os::unix::fs::symlink(name, world.folder.at(name)).unwrap();
 }
 
 /// The seconds of the next 250 in which files are tried again in vain.
