@@ -341,8 +341,11 @@ impl Connection {
             if self.may_hold || !self.unread.is_empty() {
                 let mut unread = std::mem::take(&mut self.unread);
                 let fed = self.feed(&unread);
-                unread.advance(fed);
-                self.unread = unread;
+                if fed < unread.len() {
+                    // Else the whole buffer would stay for nothing.
+                    unread.advance(fed);
+                    self.unread = unread;
+                }
                 continue;
             }
             let socket = Arc::clone(&self.socket);

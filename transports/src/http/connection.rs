@@ -23,7 +23,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWrite;
 
-use super::{Answers, Aside, Client, Finished, Work, encode::Encoded, socket::HttpSocket};
+use super::{
+    Answers, Aside, Client, Finished, Work,
+    encode::Encoded,
+    socket::{HttpSocket, Stage},
+};
 
 /// The most bytes of a request's head, and of what is read ahead of a slow route.
 const HEAD: usize = 16 << 10;
@@ -136,6 +140,11 @@ fn poll_talk(
     loop {
         watch.take_asked();
         if let Poll::Ready(end) = talking.poll_without_shutdown(cx) {
+            // Where no other request comes, hyper is done when its buffer has the answer, and not when the client has.
+            // It has tried to write it, and so will be woken.
+            if end.is_ok() && watch.stage() == Stage::Responding {
+                return Poll::Pending;
+            }
             return Poll::Ready(end.map(|()| Turn::Ends));
         }
         match client.aside.lock().take() {

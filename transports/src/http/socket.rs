@@ -124,9 +124,10 @@ impl Watch {
         }
     }
 
-    /// Whether a client waits for an answer.
+    /// Whether a client waits for an answer, or might lose the last one.
     fn is_answering(&self) -> bool {
-        matches!(self.stage(), Stage::Handling | Stage::Responding)
+        use Stage::{Closing, Handling, Responding};
+        matches!(self.stage(), Handling | Responding | Closing)
     }
 
     /// The listener has stopped.

@@ -1141,6 +1141,44 @@ async fn a_long_answer_arrives_whole() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_being_written_when_the_server_stops_arrives_whole() {
+    const LONG: usize = 2 << 20;
+    let lasts = [
+        "Connection: close",
+        "Upgrade: websocket\r\nConnection: Upgrade",
+    ];
+    for (last, stops_before) in lasts
+        .into_iter()
+        .flat_map(|last| [(last, false), (last, true)])
+    {
+        let (held, mut begun) = Held::new(vec![b' '; LONG]);
+        let server = Server::start(&json!({}), &[("/held", held.clone())]);
+        let stop = || {
+            server.record.drain();
+            server.lifecycle.drain();
+        };
+        let mut client = server.connect().await;
+        client
+            .say(&format!(
+                "GET /held HTTP/1.1\r\nHost: localhost\r\n{last}\r\n\r\n"
+            ))
+            .await;
+        begun.recv().await.unwrap();
+        if stops_before {
+            stop();
+        }
+        held.go.cancel();
+        // Some of it is there, and the rest waits for this client to read.
+        client.0.peek(&mut [0]).await.unwrap();
+        if !stops_before {
+            stop();
+        }
+        assert_eq!(client.reply().await.body.len(), LONG, "{last}");
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_says_no_more_still_gets_its_answer() {
     let server = Server::start(&json!({}), &[]);
     let mut client = server.connect().await;
