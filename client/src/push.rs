@@ -86,7 +86,7 @@ impl Writer {
 }
 
 /// Runs a connection to its end.
-pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Outlet) {
+pub(crate) async fn drive(link: Link, mut orders: mpsc::Receiver<Order>, outlet: Outlet) {
     let Link { reader, writer } = link;
     let mut driver = Driver {
         writer,
@@ -97,7 +97,7 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
         outlet,
     };
     let mut reader = reader;
-    let end = driver.run(&mut reader, orders).await;
+    let end = driver.run(&mut reader, &mut orders).await;
     let Driver {
         mut writer,
         pending,
@@ -109,7 +109,8 @@ pub(crate) async fn drive(link: Link, orders: mpsc::Receiver<Order>, outlet: Out
     if let Some(end) = end {
         outlet.end(end);
     }
-    drop(pending);
+    // Not before: who commands finds out by this that it is over, and asks how.
+    drop((orders, pending));
     let close = async {
         match &mut writer {
             Writer::Lines(lines) => {
@@ -150,7 +151,11 @@ struct Pending {
 
 impl Driver {
     /// How it ended; `None`: nobody is interested any more.
-    async fn run(&mut self, reader: &mut Reader, mut orders: mpsc::Receiver<Order>) -> Option<End> {
+    async fn run(
+        &mut self,
+        reader: &mut Reader,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> Option<End> {
         let (mut commanded, mut heard) = (true, true);
         while commanded || heard {
             let shared = &self.outlet.shared;
