@@ -1,13 +1,13 @@
 //! The Rust client before the real server, over every transport.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chinwag::core::{CloseReason, ErrorCode as CoreError, LeaveReason as CoreLeave};
 use chinwag_client::{
     Client, ConnectError, End, EndCode, Error, ErrorCode, Event, Identity, LeaveReason, Login,
     Loss, Options, TlsFault, TlsFiles,
 };
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::harness::{
     Addresses, Client as Plain, Identity as Shown, Over, PATIENCE, Pki, Program, Server, Setup,
@@ -191,14 +191,19 @@ async fn a_refusal_leaves_all_else_as_it_was() {
 /// Has four send at once, hears it all, and logs out.
 async fn much_at_once(client: Client) {
     const EACH: usize = 50;
+    // 16 of at most 4 KiB that nobody has heard, and as many that are heard and not acknowledged, are half of what a
+    // session's queue may hold: who sends faster than the machine lets it hear is not ended for it.
+    const UNHEARD: usize = 16;
     client.join("lobby").await.unwrap();
     let (handle, mut events) = client.split();
+    let unheard = Arc::new(Semaphore::new(UNHEARD));
     let mut senders = JoinSet::new();
     for sender in 0..4 {
-        let handle = handle.clone();
+        let (handle, unheard) = (handle.clone(), unheard.clone());
         senders.spawn(async move {
             let mut sent = Vec::new();
             for n in 0..EACH {
+                unheard.acquire().await.unwrap().forget();
                 // From nothing to more than a record of TLS may hold of several.
                 let text = format!("{sender}.{n} {}", "x".repeat(n * 80));
                 sent.push((handle.send("lobby", &text).await.unwrap().seq, text));
@@ -214,6 +219,7 @@ async fn much_at_once(client: Client) {
             .unwrap();
         if let Event::Message(message) = event {
             heard.push((message.seq, message.text.unwrap().into_string()));
+            unheard.add_permits(1);
         }
     }
     let mut sent: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
