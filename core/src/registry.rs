@@ -62,6 +62,7 @@ pub(crate) struct Identity {
     pub(crate) user: Arc<str>,
 }
 
+/// Sessions call it with themselves locked: whoever holds `inner` locks none.
 pub(crate) struct Registry {
     max_sessions: usize,
     remember: Duration,
@@ -96,10 +97,18 @@ pub(crate) struct Ended {
 
 /// Why a name can't be had.
 pub(crate) enum Taken {
-    /// By as many sessions of the same identity as there may be; one of them.
-    Same(Arc<Session>),
-    /// By somebody else's.
-    Other(Arc<Session>),
+    /// As many sessions of the same identity have it as may.
+    Same(Vec<Arc<Session>>),
+    /// Somebody else's have it.
+    Other(Vec<Arc<Session>>),
+}
+
+impl Taken {
+    /// Who has it; never empty. One that is about to let go still counts.
+    pub(crate) fn holders(&self) -> &[Arc<Session>] {
+        let (Self::Same(holders) | Self::Other(holders)) = self;
+        holders
+    }
 }
 
 /// What an id stands for.
@@ -167,15 +176,11 @@ impl Registry {
             Entry::Occupied(mut owner) => {
                 let owner = owner.get_mut();
                 let is_same = identity.is_some() && owner.identity.as_ref() == identity;
-                // One that is about to let go still counts; it is waited for.
-                let ending = owner.sessions.iter().find(|held| held.ended().is_some());
-                let one = ending.or_else(|| owner.sessions.first()).cloned();
-                let one = one.expect("an owner has a session");
                 if !is_same {
-                    return Err(Taken::Other(one));
+                    return Err(Taken::Other(owner.sessions.clone()));
                 }
                 if owner.sessions.len() >= allowed {
-                    return Err(Taken::Same(one));
+                    return Err(Taken::Same(owner.sessions.clone()));
                 }
                 owner.sessions.push(Arc::clone(session));
             }

@@ -766,3 +766,30 @@ async fn a_user_whose_name_begins_as_guests_do_is_refused_and_counted() {
     assert_eq!(denials, BTreeMap::from([("all bad_name".to_owned(), 1)]));
     assert_eq!(client.ask(login("bob~")).await["user"], "bob~");
 }
+
+#[tokio::test]
+async fn log_ins_of_one_user_at_the_same_moment_hold_up_nobody() {
+    const THREADS: usize = 4;
+    const ROUNDS: usize = 300;
+    let stage = Arc::new(Stage::new(|_| ()));
+    let (done, finished) = std::sync::mpsc::channel();
+    // Threads of their own, which nothing waits for that they could hold up.
+    for _ in 0..THREADS {
+        let (stage, done) = (Arc::clone(&stage), done.clone());
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                for _ in 0..ROUNDS {
+                    let body = br#"{"user":"ann","password":"right"}"#;
+                    let opened = stage.hub.open(&stage.scope, Stage::peer(), body, None);
+                    let _ = done.send(opened.await.map(drop));
+                }
+            });
+        });
+    }
+    for n in 0..THREADS * ROUNDS {
+        let outcome = finished.recv_timeout(Duration::from_secs(20));
+        let outcome = outcome.unwrap_or_else(|_| panic!("log-in {n} did not come back"));
+        assert!(outcome.is_ok(), "log-in {n}: {outcome:?}");
+    }
+}

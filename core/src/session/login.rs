@@ -333,7 +333,6 @@ impl Session {
             managed,
         } = newcomer;
         let policy = hub.config.sessions.duplicate_login;
-        let in_use = || Refusal::new(ErrorCode::NameInUse, "Somebody has that name now.");
         let id = no_randomness(SessionId::random())?;
         loop {
             let mut state = self.state.lock();
@@ -341,28 +340,11 @@ impl Session {
                 return Err(login_overran());
             }
             let allowed = policy.side_by_side();
-            match hub
-                .registry
-                .reserve(&name.key, identity.as_ref(), allowed, self)
-            {
-                Err(Taken::Same(old) | Taken::Other(old)) if old.ended().is_some() => {
-                    drop(state);
-                    // It is about to let go of the name, and has to leave its rooms before.
-                    drop(old.ending.lock());
-                }
-                Err(Taken::Same(_)) if matches!(policy, DuplicateLogin::Allow(_)) => {
-                    let message =
-                        format!("You have {allowed} sessions, which is the most; end one first.");
-                    return Err(Refusal::new(ErrorCode::TooMany, message));
-                }
-                Err(Taken::Same(old)) if policy == DuplicateLogin::Replace => {
-                    drop(state);
-                    // Synchronous: the old session is gone before the new one is told of its own.
-                    old.end(CloseReason::Replaced);
-                }
-                Err(_) => return Err(in_use()),
+            let registry = &hub.registry;
+            let taken = match registry.reserve(&name.key, identity.as_ref(), allowed, self) {
+                Err(taken) => taken,
                 Ok(reservation) => {
-                    if !hub.registry.register(id, self) {
+                    if !registry.register(id, self) {
                         drop(state);
                         drop(reservation);
                         return Err(Refusal::new(
@@ -384,6 +366,31 @@ impl Session {
                     self.scope.metrics.created.increment(1);
                     self.scope.metrics.live.increment(1);
                     break;
+                }
+            };
+            // From here on others are locked, which this one must not be: they may be doing the same.
+            drop(state);
+            let mut holders = taken.holders().iter();
+            if let Some(old) = holders.find(|held| held.ended().is_some()) {
+                // It is about to let go of the name, and has to leave its rooms before.
+                drop(old.ending.lock());
+                continue;
+            }
+            match (taken, policy) {
+                (Taken::Same(_), DuplicateLogin::Allow(_)) => {
+                    let message =
+                        format!("You have {allowed} sessions, which is the most; end one first.");
+                    return Err(Refusal::new(ErrorCode::TooMany, message));
+                }
+                (Taken::Same(holders), DuplicateLogin::Replace) => {
+                    for old in holders {
+                        // Synchronous: the old session is gone before the new one is told of its own.
+                        old.end(CloseReason::Replaced);
+                    }
+                }
+                _ => {
+                    let message = "Somebody has that name now.";
+                    return Err(Refusal::new(ErrorCode::NameInUse, message));
                 }
             }
         }
