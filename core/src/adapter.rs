@@ -19,7 +19,6 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use bytes::{Buf, Bytes};
-use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Semaphore, oneshot},
     time::Sleep,
@@ -29,6 +28,7 @@ use crate::{
     Refusal,
     clock::{self, Instant},
     config::QueueLimits,
+    lock::{Mutex, MutexGuard},
     message::{Frame, Framing},
     telemetry::TransportMetrics,
 };

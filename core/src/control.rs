@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{
     Deserialize,
@@ -22,6 +21,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     ErrorCode, Refusal, RoomPattern,
+    lock::Mutex,
     manager::{AuthFacts, ControlError, Filter, SessionControl},
     message::check_structure,
     registry::SessionId,

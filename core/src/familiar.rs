@@ -5,11 +5,10 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-
 use crate::{
     bounded::Bounded,
     clock::{self, Instant},
+    lock::Mutex,
 };
 
 /// For so long after the last log-in it is known from where a name has logged in.

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
@@ -25,6 +24,7 @@ use crate::{
     familiar::{Claim, Familiar},
     lane::{self, LaneContext, LaneInbox},
     limit::{KeyedBuckets, address_key},
+    lock::Mutex,
     log::{EmbeddedLog, Log},
     message::Framing,
     names::{GuestPrefixes, check_room},

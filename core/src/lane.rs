@@ -14,7 +14,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::{
     sync::{Notify, oneshot},
@@ -26,6 +25,7 @@ use crate::{
     CloseReason, Telemetry,
     adapter::{Answer, Batch, CallbackAdapter, Delivery, Slot},
     clock::{self, Instant, WallClock},
+    lock::Mutex,
     message::{Frame, List, Say, listed_len},
     room::{Change, Membership, Room, Told},
     scope::Scope,

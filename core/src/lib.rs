@@ -20,6 +20,7 @@ mod hub;
 mod lane;
 mod lifecycle;
 mod limit;
+mod lock;
 mod log;
 mod manager;
 mod message;

@@ -15,12 +15,12 @@ use governor::{
     nanos::Nanos,
     state::{InMemoryState, NotKeyed},
 };
-use parking_lot::Mutex;
 
 use crate::{
     bounded::MAX_KEYS,
     clock::{self, GovernorClock, Instant},
     config::Rate,
+    lock::Mutex,
 };
 
 /// How often a full table is searched for buckets that are whole again.

@@ -27,7 +27,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +37,7 @@ use crate::{
     chain::{RETRY_LATER, unwind},
     clock::{self, AtomicInstant, Instant, Origin},
     control::{ControlDesk, Order},
+    lock::Mutex,
     message::{Frame, Kind, Say, check_structure, compact},
     plugin::{BuildError, PrincipalLimits, TlsFacts},
     reaper::{Expire, Watching},

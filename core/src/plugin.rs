@@ -12,7 +12,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -20,6 +19,7 @@ use serde_json::value::RawValue;
 use crate::{
     Lifecycle, Revocations, RoomPattern,
     config::{Rate, Size},
+    lock::Mutex,
 };
 
 pub use crate::{

@@ -10,13 +10,13 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::{sync::Notify, time::sleep_until};
 
 use crate::{
     Lifecycle,
     clock::{self, Instant},
+    lock::Mutex,
 };
 
 /// Deadlines are met at most this late, and at most so often is anything looked at.

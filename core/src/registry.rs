@@ -11,12 +11,12 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::{
     CloseReason, End,
     clock::{self, Instant},
+    lock::Mutex,
     session::Session,
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Identity {
     pub(crate) user: Arc<str>,
 }
 
-/// Sessions call it with themselves locked: whoever holds `inner` locks none.
+/// Sessions call it with themselves locked: whoever holds `inner` locks no session.
 pub(crate) struct Registry {
     max_sessions: usize,
     remember: Duration,

@@ -14,7 +14,6 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::Mutex;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
     config::{HistoryLimits, Presence, RoomConfig},
     lane::{LaneCommand, LaneInbox},
     limit::Bucket,
+    lock::Mutex,
     manager::{Child, EndCause},
     message::{Frame, List, Say, listed_len},
     names::Name,

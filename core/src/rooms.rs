@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::{
@@ -19,6 +18,7 @@ use crate::{
     clock::{self, Instant},
     config::Create,
     lane::{LaneCommand, LaneInbox},
+    lock::Mutex,
     names::is_room_char,
     room::{Room, RoomContext, RoomOptions},
 };

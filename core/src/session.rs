@@ -23,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -33,6 +32,7 @@ use crate::{
     config::OnAbuse,
     hub::BanKey,
     limit::{Bucket, address_key},
+    lock::Mutex,
     manager::{Child, EndCause, Managed},
     message::{self, Command, Fields, Frame, Kind, Say, compact, field},
     names::{Name, check_room},

@@ -11,12 +11,11 @@
 
 use std::{hash::Hash, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-
 use crate::{
     bounded::Bounded,
     clock::{self, Instant},
     config::Rate,
+    lock::Mutex,
 };
 
 /// The denied log-ins of all keys of one sort.

@@ -14,13 +14,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
     clock::{self, Instant},
     familiar::Claim,
     hub::Inner,
+    lock::Mutex,
     names::counted_as,
     plugin::{PrincipalName, Verdict},
     scope::{Admitted, Scope},
