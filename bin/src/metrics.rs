@@ -22,7 +22,10 @@ use std::{
 
 use bytes::Bytes;
 use chinwag_core::{Lifecycle, Telemetry, plugin::ManagerLink};
-use chinwag_transports::tls::{Alpn, Tls};
+use chinwag_transports::{
+    Stream,
+    tls::{Alpn, Tls},
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -31,7 +34,6 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -207,13 +209,8 @@ impl Endpoint {
             let (tls, header_timeout) = (self.tls.clone(), self.header_timeout);
             lifecycle.spawn(async move {
                 let answered = timeout(CONNECTION_TIMEOUT, async {
-                    match tls {
-                        None => answer_one(stream, watched, &seat, header_timeout).await,
-                        Some(tls) => {
-                            if let Some(stream) = encrypted(stream, &tls).await {
-                                answer_one(stream, watched, &seat, header_timeout).await;
-                            }
-                        }
+                    if let Some(stream) = opened(stream, tls.as_ref()).await {
+                        answer_one(stream, watched, &seat, header_timeout).await;
                     }
                 });
                 tokio::select! {
@@ -330,23 +327,18 @@ impl Seats {
     }
 }
 
-/// The connection once hands are shaken. `None` where it came to nothing, which has been counted.
-async fn encrypted(
-    stream: TcpStream,
-    tls: &Arc<Tls>,
-) -> Option<impl AsyncRead + AsyncWrite + Unpin + use<>> {
-    let (local, remote) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
-    let accepted = tls.accept(stream, Alpn::HTTP, local, remote).await;
-    accepted.ok().map(|(stream, _peer)| stream)
+/// The connection, through TLS once hands are shaken. `None` where it came to nothing, which has been counted.
+async fn opened(stream: TcpStream, tls: Option<&Arc<Tls>>) -> Option<Stream> {
+    let Some(tls) = tls else {
+        return Some(stream.into());
+    };
+    let remote = stream.peer_addr().ok()?.into();
+    let shaken = Stream::shake_hands(stream, Bytes::new(), tls, Alpn::HTTP, remote).await;
+    shaken.map(|(stream, _peer)| stream)
 }
 
 /// Answers the one request of a connection.
-async fn answer_one(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    watched: Arc<Watched>,
-    seat: &Seat,
-    header_timeout: Duration,
-) {
+async fn answer_one(stream: Stream, watched: Arc<Watched>, seat: &Seat, header_timeout: Duration) {
     let service = service_fn(move |request: Request<Incoming>| {
         seat.asked.store(true, Ordering::Relaxed);
         let answer = watched.answer(request.method(), request.uri().path());

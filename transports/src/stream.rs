@@ -37,7 +37,8 @@ const PIECES: usize = 64;
 ///
 /// One task reads, through [`poll_receive`](Self::poll_receive) or [`AsyncRead`]. Anybody may write, through
 /// [`TryWrite`]; whoever waits for writability is one task too. As [`AsyncRead`] and [`AsyncWrite`] it is a stream like
-/// any other: flush it before you wait for an answer, and shut it down to say that no more is sent.
+/// any other: flush it before you wait for an answer, and shut it down to say that no more is sent. Dropped, it says so
+/// through TLS all the same, as far as the kernel takes that at once.
 pub struct Stream {
     tcp: TcpStream,
     /// Boxed: most of what is plain should not grow by it.
@@ -59,9 +60,9 @@ impl From<TcpStream> for Stream {
 }
 
 impl Stream {
-    /// Shakes hands over `tcp`, of which `early` was read already and which comes from `remote`. `None`: the connection is
-    /// over, and `tls` has counted why.
-    pub(crate) async fn shake_hands(
+    /// Shakes hands over `tcp`, of which `early` was read already and which comes from `remote`, as [`Tls::accept`] does.
+    /// `None`: the connection is over, and `tls` has counted why.
+    pub async fn shake_hands(
         tcp: TcpStream,
         early: Bytes,
         tls: &Arc<Tls>,
@@ -178,6 +179,18 @@ impl Stream {
     #[cfg(test)]
     pub(crate) fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+}
+
+impl Drop for Stream {
+    /// Through TLS nobody goes without a goodbye, so that the client knows that it was not cut off by somebody else. What
+    /// the kernel does not take at once is not waited for.
+    fn drop(&mut self) {
+        if let Some(mut tls) = self.tls.take() {
+            let connection = tls.get_mut();
+            connection.send_close_notify();
+            let _ = self.send_out(connection);
+        }
     }
 }
 

@@ -251,9 +251,10 @@ async fn pieces_travel_in_one_record() {
     drop(accepted);
     let mut wire = Vec::new();
     tcp.read_to_end(&mut wire).await.unwrap();
-    // Tickets come first. The content's type and the tag are all that is added.
+    // Tickets come first, and two bytes of goodbye last. To a record its head is added, the content's type and the tag.
     let length = written + 1 + 16;
-    let record = &wire[wire.len() - length - 5..];
+    let goodbye = 5 + 2 + 1 + 16;
+    let record = &wire[wire.len() - goodbye - length - 5..];
     let told = u16::try_from(length).unwrap().to_be_bytes();
     assert_eq!(record[..5], [0x17, 3, 3, told[0], told[1]]);
 }
@@ -513,6 +514,20 @@ impl AsyncWrite for Together {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.1).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_dropped_is_told_that_this_is_the_end() {
+    let mut server = Server::start().await;
+    for version in VERSIONS {
+        let config = Arc::new(server.world.client(version).with(None));
+        let (accepted, mut client) = server.meet(config).await;
+        accepted.socket.try_write(b"last words").unwrap();
+        drop(accepted);
+        let mut said = String::new();
+        client.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "last words", "{version:?}");
     }
 }
 
