@@ -2,21 +2,22 @@
 
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
 };
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
-    process::Command,
+    process::{Child, Command},
     time::timeout,
 };
 
 use crate::harness::{
-    Addresses, Authority, Client, Over, PATIENCE, PROGRAM, Pki, Program, Request, Secure, Setup,
-    VERSIONS, day, eventually,
+    Addresses, Authority, Backend, Client, Over, PATIENCE, PROGRAM, Pki, Program, Request, Secure,
+    Setup, VERSIONS, day, eventually, willing,
 };
 
 const RELOADS: &str = "chinwag_config_reloads_total";
@@ -187,6 +188,58 @@ async fn metrics_are_told_over_tls_and_to_whom_the_table_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_rests_when_the_server_stops_is_told_that_this_is_the_end() {
+    let pki = Pki::new();
+    let backend = Backend::start(willing).await;
+    let setup = Setup::authenticator("kind = \"anonymous\"\nsession_manager = \"backend\"")
+        .and(&backend.table(""))
+        .and(&pki.table(""))
+        .and("[control]\nbind = \"127.0.0.1:0\"\ntls = \"door\"\n")
+        .and("[web]\nbind = \"127.0.0.1:0\"\n")
+        .on_all("tls = \"door\"");
+    let document = setup
+        .document()
+        .replace("[metrics]\n", "[metrics]\ntls = \"door\"\n");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chinwag.toml");
+    std::fs::write(&file, document).unwrap();
+    let server = Program::start_file(&file).await;
+    let control = server.table("control");
+    let http = [
+        (server.of(Over::Polling), "/v1/session"),
+        (server.of(Over::WebSocket), "/"),
+        (control, "/v1/control/end"),
+    ];
+    let mut resting = Vec::new();
+    for (addr, path) in http {
+        let mut client = pki.client().dial(addr).await.unwrap();
+        client
+            .write_all(&Request::new("GET", path).bytes())
+            .await
+            .unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        resting.push((addr, client));
+        // Another one says nothing at all, and a third stops in the middle of a word.
+        resting.push((addr, pki.client().dial(addr).await.unwrap()));
+        let mut client = pki.client().dial(addr).await.unwrap();
+        client.write_all(b"GET / HT").await.unwrap();
+        resting.push((addr, client));
+    }
+    let metrics = server.metrics();
+    resting.push((metrics, pki.client().dial(metrics).await.unwrap()));
+    server.stop().await;
+    for (addr, mut client) in resting {
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, client.read_to_end(&mut rest)).await;
+        let end = read.expect("it is closed");
+        assert!(end.is_ok(), "{addr}: {end:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_meant_for_another_protocol_is_refused() {
     let pki = Pki::new();
     let server = Program::start(&guests(&pki)).await;
@@ -227,7 +280,7 @@ async fn what_was_meant_for_another_protocol_is_refused() {
 
 /// Certificates as Kubernetes mounts them: what the table names are links into a folder that is itself a link, and that
 /// one is swapped.
-struct Mounted(tempfile::TempDir);
+struct Mounted(TempDir);
 
 impl Mounted {
     fn new(pki: &Pki) -> Self {
@@ -380,52 +433,151 @@ async fn new_files_that_could_not_be_read_are_tried_again_though_they_stay_as_th
 }
 
 /// Takes a lease on a file and does not heed those who open it. The kernel lets them wait for
-/// `/proc/sys/fs/lease-break-time`, 45 seconds, which is longer than it takes here.
+/// `/proc/sys/fs/lease-break-time`, by default 45 seconds, which is longer than it takes here.
 const HOLDS: &str = r#"
 import fcntl, signal, sys
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 file = open(sys.argv[1])
-fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-print("held", flush=True)
+try:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    print("held", flush=True)
+except OSError as error:
+    print(error, flush=True)
 sys.stdin.read()
 "#;
+
+/// A file that keeps whoever opens it waiting, as one does on a disk that has gone away, until this lets go of it.
+struct Held {
+    holder: Child,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+impl Held {
+    /// One with this content. It lies where the file system knows leases: those that are made of layers, as containers
+    /// have, may not.
+    async fn with(content: &str) -> Self {
+        let mut refusals = Vec::new();
+        for place in [Path::new("/dev/shm"), &std::env::temp_dir()] {
+            match Self::at(place, content).await {
+                Ok(held) => return held,
+                Err(refusal) => refusals.push(format!("{}: {refusal}", place.display())),
+            }
+        }
+        panic!("no file can be held: {refusals:?}");
+    }
+
+    async fn at(place: &Path, content: &str) -> Result<Self, String> {
+        let folder = tempfile::tempdir_in(place).map_err(|error| error.to_string())?;
+        let path = folder.path().join("held.pem");
+        std::fs::write(&path, content).map_err(|error| error.to_string())?;
+        let mut holder = Command::new("python3")
+            .args(["-c", HOLDS])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("python3 is installed");
+        let mut word = String::new();
+        let mut told = BufReader::new(holder.stdout.as_mut().unwrap());
+        let heard = timeout(PATIENCE, told.read_line(&mut word)).await;
+        heard.expect("the holder is slow").unwrap();
+        match word.trim_end() {
+            "held" => Ok(Self {
+                holder,
+                path,
+                _folder: folder,
+            }),
+            refusal => Err(refusal.to_owned()),
+        }
+    }
+
+    /// Puts it in the place of another file.
+    fn put(&self, path: &Path) {
+        let link = path.with_extension("link");
+        symlink(&self.path, &link).unwrap();
+        std::fs::rename(link, path).unwrap();
+    }
+
+    /// Whoever waits for it goes on.
+    async fn release(&mut self) {
+        drop(self.holder.stdin.take());
+        let end = timeout(PATIENCE, self.holder.wait()).await;
+        assert!(end.expect("it lets go").unwrap().success());
+    }
+}
+
+/// `[tls.<name>]` with files of its own.
+fn attic(pki: &Pki, name: &str) -> String {
+    for kind in ["pem", "key"] {
+        let content = std::fs::read_to_string(pki.at(&format!("server.{kind}"))).unwrap();
+        pki.put(&format!("{name}.{kind}"), &content);
+    }
+    format!(
+        "[tls.{name}]\ncert = {:?}\nkey = {:?}\n",
+        pki.at(&format!("{name}.pem")),
+        pki.at(&format!("{name}.key"))
+    )
+}
+
+const OVERDUE: &str = "chinwag_config_reload_overdue";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_whose_files_are_slow_holds_up_no_others() {
     let pki = Pki::new();
-    for (copy, of) in [("attic.pem", "server.pem"), ("attic.key", "server.key")] {
-        pki.put(copy, &std::fs::read_to_string(pki.at(of)).unwrap());
-    }
-    let attic = format!(
-        "[tls.attic]\ncert = {:?}\nkey = {:?}\n",
-        pki.at("attic.pem"),
-        pki.at("attic.key")
-    );
-    let server = Program::start(&guests(&pki).and(&attic)).await;
-    // As with a disk that has gone away, whoever opens it waits: until somebody else lets go of it.
-    pki.put(
-        "held.pem",
-        &std::fs::read_to_string(pki.at("server.pem")).unwrap(),
-    );
-    let mut holder = Command::new("python3")
-        .args(["-c", HOLDS])
-        .arg(pki.at("held.pem"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("python3 is installed");
-    let mut word = [0; 4];
-    let told = holder.stdout.as_mut().unwrap().read_exact(&mut word);
-    timeout(PATIENCE, told).await.unwrap().unwrap();
-    assert_eq!(&word, b"held");
-    std::fs::rename(pki.at("held.pem"), pki.at("attic.pem")).unwrap();
+    let server = Program::start(&guests(&pki).and(&attic(&pki, "attic"))).await;
+    let held = Held::with(&std::fs::read_to_string(pki.at("attic.pem")).unwrap()).await;
+    held.put(&pki.at("attic.pem"));
     for round in 1..4 {
         server.signal("HUP").await;
         server.metric_becomes(RELOADS, OK, f64::from(round)).await;
     }
     assert_eq!(server.metric(RELOADS, "name=\"attic\"").await, 0.0);
     // Nor does it hold up the end.
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_do_not_come_are_told_and_taken_when_they_do() {
+    // As many as are read at a time when all are asked for.
+    let names: Vec<String> = (1..=8).map(|n| format!("attic{n}")).collect();
+    let pki = Pki::new();
+    let tables: String = names.iter().map(|name| attic(&pki, name)).collect();
+    let server = Program::start(&guests(&pki).and(&tables)).await;
+    assert_eq!(server.metric(OVERDUE, "").await, 0.0);
+    let mut held = Held::with(&std::fs::read_to_string(pki.at("attic1.pem")).unwrap()).await;
+    for name in &names {
+        held.put(&pki.at(&format!("{name}.pem")));
+    }
+    server.signal("HUP").await;
+    server.metric_becomes(OVERDUE, "", 8.0).await;
+    server.metric_becomes(RELOADS, OK, 1.0).await;
+    assert_eq!(server.metric(OVERDUE, "name=\"door\"").await, 0.0);
+    // They take no places from others either.
+    server.signal("HUP").await;
+    server.metric_becomes(RELOADS, OK, 2.0).await;
+    assert_eq!(server.metric(RELOADS, "").await, 2.0);
+    let told = |words: &str| {
+        let is_told = |name: &&String| {
+            let tls = format!("tls={name}");
+            let says = |line: &&String| line.contains(words) && line.contains(&tls);
+            server.log().iter().filter(says).count() == 1
+        };
+        names.iter().filter(is_told).count()
+    };
+    assert_eq!(told("TLS files have not come for so long"), 8);
+    assert_eq!(told("TLS files have come after all"), 0);
+    held.release().await;
+    server.metric_becomes(OVERDUE, "", 0.0).await;
+    for name in &names {
+        let is_read = async || {
+            let ok = format!("what=\"tls\",name=\"{name}\",outcome=\"ok\"");
+            (server.metric(RELOADS, &ok).await > 0.0).then_some(())
+        };
+        eventually("the files", is_read).await;
+    }
+    assert_eq!(told("TLS files have come after all"), 8);
     server.stop().await;
 }
 

@@ -1,6 +1,9 @@
 //! A running server: everything that a configuration names, bound, serving, and able to stop.
 
-use std::{collections::BTreeMap, fmt, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, io, net::SocketAddr, path::Path, pin::pin, sync::Arc,
+    time::Duration,
+};
 
 use chinwag_core::{
     ConfigFault, Hub, Lifecycle, ScopeConfig, Telemetry, TlsMetrics, clock, plugin::Meter,
@@ -290,9 +293,14 @@ impl Server {
                     loop {
                         asked.notified().await;
                         let place = places.acquire().await;
-                        let _place = place.expect("the semaphore is never closed");
+                        let place = place.expect("the semaphore is never closed");
                         // What came of it is logged and counted there.
-                        let _ = tls.reload().await;
+                        let mut reload = pin!(tls.reload());
+                        if timeout(Tls::PATIENCE, reload.as_mut()).await.is_err() {
+                            // Files that don't come take no place from those that do.
+                            drop(place);
+                            let _ = reload.await;
+                        }
                     }
                 };
                 tokio::select! {

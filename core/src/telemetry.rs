@@ -415,6 +415,7 @@ pub struct TlsMetrics {
     failures: [Counter; TlsFailure::ALL.len()],
     seconds: Histogram,
     reloads: [Counter; 2],
+    overdue: Gauge,
     expiry: [Option<Gauge>; TlsExpiry::ALL.len()],
 }
 
@@ -441,6 +442,7 @@ impl TlsMetrics {
                 reloads: ["ok", "failed"].map(|outcome| {
                     counter!("chinwag_config_reloads_total", "what" => "tls", "name" => name(), "outcome" => outcome)
                 }),
+                overdue: gauge!("chinwag_config_reload_overdue", "what" => "tls", "name" => name()),
                 expiry: TlsExpiry::ALL.map(|what| {
                     expiring.contains(&what).then(|| {
                         gauge!("chinwag_tls_expiry_timestamp_seconds", "tls" => name(), "what" => what.label())
@@ -464,6 +466,11 @@ impl TlsMetrics {
     /// Counts that the table's files were read anew.
     pub fn reloaded(&self, is_ok: bool) {
         self.reloads[usize::from(!is_ok)].increment(1);
+    }
+
+    /// Tells whether the table's files are waited for longer than they should take to come.
+    pub fn overdue(&self, is_overdue: bool) {
+        self.overdue.set(f64::from(u8::from(is_overdue)));
     }
 
     /// Tells when the first of its kind ends, in seconds since the Unix epoch.
@@ -493,6 +500,10 @@ fn describe_tls() {
     describe_counter!(
         "chinwag_config_reloads_total",
         "Files of the configuration read anew."
+    );
+    describe_gauge!(
+        "chinwag_config_reload_overdue",
+        "1 while files of the configuration are waited for that do not come, else 0."
     );
     describe_gauge!(
         "chinwag_tls_expiry_timestamp_seconds",

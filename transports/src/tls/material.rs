@@ -591,9 +591,23 @@ impl Reading {
             .any(|algorithm| algorithm.signature_alg_id().as_ref() == head.algorithm);
         let is_foreign = checked.is_empty();
         let ca = ca.display();
-        if !is_known || (!is_foreign && checked.iter().all(|(_, signed)| signed.is_none())) {
-            let algorithm = Oid::from_der(head.algorithm)
-                .map_or_else(|_| "unknown".to_owned(), |(_, oid)| oid.to_id_string());
+        let algorithm = || {
+            Oid::from_der(head.algorithm)
+                .map_or_else(|_| "unknown".to_owned(), |(_, oid)| oid.to_id_string())
+        };
+        if is_foreign && !is_known {
+            // Those whom it is about come with a CA in between, if at all, and are refused then. It must not keep the
+            // lists beside it from being read.
+            let algorithm = algorithm();
+            self.warn(
+                path,
+                format_args!(
+                    "the list is by {name:?}, which is not in {ca}, and signed in a way that is not supported, or not \
+                     safe (algorithm {algorithm}): whatever an intermediate CA of that name has signed is refused"
+                ),
+            );
+        } else if !is_known || (!is_foreign && checked.iter().all(|(_, signed)| signed.is_none())) {
+            let algorithm = algorithm();
             self.fault(
                 "crl",
                 path,

@@ -8,6 +8,8 @@
 //! - Files are read again when they change, or on [`Tls::reload`]. New handshakes use the new ones; connections go on.
 //!   A file that can't be used changes nothing and is told in the log and as a metric, once and then by the hour; one
 //!   that can't be read just now is tried again.
+//! - Files that don't come, say over a network that has failed, hold up their own table alone and one thread; that is
+//!   told too.
 //!
 //! Deliberately absent: OCSP, several certificates by server name, early data, renegotiation, key logs.
 
@@ -24,6 +26,7 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    pin::pin,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -34,7 +37,7 @@ use chinwag_core::{
     config::Span,
     plugin::{BuildError, Certificate, TlsFacts},
 };
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use rustls::{
     HandshakeKind, ProtocolVersion, ServerConfig, ServerConnection,
     pki_types::{CertificateDer, UnixTime, pem::PemObject},
@@ -219,10 +222,10 @@ impl TlsConfig {
             handshake_timeout: self.handshake_timeout.0,
             wall,
             material: RwLock::new(Arc::new(material)),
-            following: Mutex::new(Following {
+            following: Arc::new(tokio::sync::Mutex::new(Following {
                 watch,
                 trouble: None,
-            }),
+            })),
             ears: Mutex::default(),
             metrics: OnceLock::new(),
         }))
@@ -269,8 +272,9 @@ pub struct Tls {
     handshake_timeout: Duration,
     wall: Arc<Wall>,
     material: RwLock<Arc<Material>>,
-    /// Held while files are read and what comes of it is put in force, on threads that may block.
-    following: Mutex<Following>,
+    /// Held while files are read and what comes of it is put in force, on a thread that may block. Whoever waits for it
+    /// holds no thread.
+    following: Arc<tokio::sync::Mutex<Following>>,
     /// Who wants to know of reloads; as many as were wired.
     ears: Mutex<Vec<Arc<Hear>>>,
     metrics: OnceLock<Arc<TlsMetrics>>,
@@ -302,6 +306,11 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
+    /// How long a look at the files, with all that follows from it, may take before that is told as an error in the log
+    /// and by `chinwag_config_reload_overdue`. It goes on; whoever waits for a [`reload`](Self::reload) longer than that
+    /// should let nobody wait behind it.
+    pub const PATIENCE: Duration = Duration::from_secs(5);
+
     /// The name of its table.
     #[must_use]
     pub fn name(&self) -> &Arc<str> {
@@ -423,18 +432,15 @@ impl Tls {
         self.ears.lock().push(Arc::new(hear));
     }
 
-    /// Reads the files anew, whether or not they have changed. The outcome is counted and logged. Goes on when the
-    /// future is dropped.
+    /// Reads the files anew, whether or not they have changed, once a look at them that is under way has ended: that may
+    /// take as long as the system likes. The outcome is counted and logged. Once begun, it goes on when the future is
+    /// dropped.
     ///
     /// # Errors
     /// Every file that can't be used; then everything stays as it was.
     pub async fn reload(self: &Arc<Self>) -> Result<(), Vec<BuildError>> {
-        let tls = Arc::clone(self);
-        blocking(move || {
-            let following = tls.following.lock();
-            tls.take(following, Due::Changed)
-        })
-        .await?
+        self.alone(|tls, following| tls.take(following, Due::Changed))
+            .await?
     }
 
     /// Begins to count, and to look at the files every second until the server drains or this is dropped. `metrics`
@@ -448,6 +454,8 @@ impl Tls {
         lifecycle.spawn(async move {
             tokio::select! {
                 () = ears.draining() => {}
+                // By itself, so that files that don't come hide no end.
+                () = tell_of_ends(tls.clone()) => {}
                 () = keep_up(tls) => {}
             }
         });
@@ -457,12 +465,19 @@ impl Tls {
         Arc::clone(&self.material.read())
     }
 
+    /// Does `work` on a thread that may block when nobody else does any: however often files are asked for that don't
+    /// come, they hold one thread.
+    async fn alone<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &mut Following) -> T + Send + 'static,
+    ) -> Result<T, Vec<BuildError>> {
+        let mut following = Arc::clone(&self.following).lock_owned().await;
+        let tls = Arc::clone(self);
+        blocking(move || work(&tls, &mut following)).await
+    }
+
     /// Reads the files, puts them in force and tells who wants to know. Blocks.
-    fn take(
-        &self,
-        mut following: MutexGuard<'_, Following>,
-        due: Due,
-    ) -> Result<(), Vec<BuildError>> {
+    fn take(&self, following: &mut Following, due: Due) -> Result<(), Vec<BuildError>> {
         let before = self.current();
         let read = following
             .watch
@@ -531,8 +546,7 @@ impl Tls {
 
     /// Takes the files where they have changed and stand still, or are to be tried again; where they can't be used, says
     /// so again from time to time. Blocks.
-    fn look(&self) {
-        let mut following = self.following.lock();
+    fn look(&self, following: &mut Following) {
         if let Some(due) = following.watch.look() {
             // Told where it happens.
             let _ = self.take(following, due);
@@ -544,6 +558,19 @@ impl Tls {
                 trouble,
                 "The TLS files still can't be used; those read before stay.",
             );
+        }
+    }
+
+    /// Logs and tells in metrics whether a look at the files takes long.
+    fn overdue(&self, is_overdue: bool) {
+        let (tls, patience) = (&self.name, Self::PATIENCE);
+        if is_overdue {
+            error!(%tls, ?patience, "TLS files have not come for so long; those read before stay until they do.");
+        } else {
+            info!(%tls, "TLS files have come after all.");
+        }
+        if let Some(metrics) = self.metrics.get() {
+            metrics.overdue(is_overdue);
         }
     }
 
@@ -569,8 +596,8 @@ impl Tls {
     }
 }
 
-/// Looks at the files and at the clock.
-async fn keep_up(tls: Weak<Tls>) {
+/// Looks at the clock, and tells when something has ended.
+async fn tell_of_ends(tls: Weak<Tls>) {
     let mut last = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -585,9 +612,28 @@ async fn keep_up(tls: Weak<Tls>) {
             }
         }
         last = Some(now);
-        let name = Arc::clone(&tls.name);
-        if blocking(move || tls.look()).await.is_err() {
-            error!(tls = %name, "Whoever was to hear of changed TLS files panicked.");
+    }
+}
+
+/// Looks at the files. Whatever else reads them, a look waits for it, and so tells of it when it takes long.
+async fn keep_up(tls: Weak<Tls>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(tls) = tls.upgrade() else {
+            return;
+        };
+        let mut look = pin!(tls.alone(Tls::look));
+        let looked = match timeout(Tls::PATIENCE, look.as_mut()).await {
+            Ok(looked) => looked,
+            Err(_elapsed) => {
+                tls.overdue(true);
+                let looked = look.await;
+                tls.overdue(false);
+                looked
+            }
+        };
+        if looked.is_err() {
+            error!(tls = %tls.name, "Whoever was to hear of changed TLS files panicked.");
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::atomic::AtomicU64, task::Poll};
 
 use chinwag_core::clock::WallClock;
+use futures_util::future::join_all;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use rcgen::{
     DnType, DnValue, ExtendedKeyUsagePurpose, KeyPair, PKCS_RSA_SHA256, RsaKeySize, SanType,
@@ -14,7 +15,10 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use tokio::io::{DuplexStream, duplex};
+use tokio::{
+    io::{DuplexStream, duplex},
+    sync::mpsc,
+};
 use tokio_rustls::{TlsConnector, client};
 
 use super::{
@@ -417,12 +421,6 @@ async fn a_list_whose_signature_nobody_can_check_is_told_at_the_start() {
     let sha224 = pem("X509 CRL", &sha224);
     for (what, ca, list, algorithm) in [
         ("SHA-1", &old_ca, &old_list, "1.2.840.113549.1.1.5"),
-        (
-            "SHA-1 by a CA in between",
-            &Authority::root("other").pem(),
-            &old_list,
-            "1.2.840.113549.1.1.5",
-        ),
         ("SHA-224", &world.ca.pem(), &sha224, "1.2.840.10045.4.3.1"),
         (
             "P-192",
@@ -441,6 +439,71 @@ async fn a_list_whose_signature_nobody_can_check_is_told_at_the_start() {
         let message = fault.to_string();
         assert!(message.contains("is not supported"), "{what}: {message}");
         assert!(message.contains(algorithm), "{what}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn a_list_by_a_strange_ca_whose_signature_nobody_can_check_keeps_out_whom_it_is_about_alone()
+{
+    let world = World::with_ca(Authority::root("others"));
+    let between = world.ca.under("clients");
+    let alice = numbered(&world.ca, 1);
+    let revoked = numbered(&world.ca, 2);
+    let below = numbered(&between, 1).followed_by(&between);
+    let (_, old_list) = by_sha1();
+    let good = world.ca.crl(-1, &[2]);
+    // Of several lists by one issuer the newest is believed, whether or not it can be checked. That one is of 2026.
+    let newer = format!("{old_list}{}{good}", between.crl(-1, &[]));
+    let older = format!("{old_list}{}{good}", between.crl(-1300, &[]));
+    for (lists, told, verdict) in [
+        (
+            format!("{good}{old_list}"),
+            vec!["clients"],
+            Some(TlsFailure::UnknownRevocation),
+        ),
+        (
+            format!("{old_list}{good}"),
+            vec!["clients"],
+            Some(TlsFailure::UnknownRevocation),
+        ),
+        (newer, vec!["clients"; 2], None),
+        (
+            older,
+            vec!["clients"; 3],
+            Some(TlsFailure::UnknownRevocation),
+        ),
+        (
+            old_list.clone(),
+            vec!["clients", "others"],
+            Some(TlsFailure::UnknownRevocation),
+        ),
+    ] {
+        world.folder.put("crl.pem", &lists);
+        let tls = world.load(STRICT).await;
+        let warnings = tls.warnings();
+        assert_eq!(warnings.len(), told.len(), "{warnings:?}");
+        for (warning, name) in warnings.iter().zip(told) {
+            assert!(warning.contains(&format!("\"CN={name}\"")), "{warning}");
+        }
+        let [unchecked] = warnings
+            .iter()
+            .filter(|warning| warning.contains("not supported, or not safe"))
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("{warnings:?}")
+        };
+        for part in ["crl.pem", "1.2.840.113549.1.1.5", "is refused"] {
+            assert!(unchecked.contains(part), "{unchecked}");
+        }
+        for version in VERSIONS {
+            let verdict_on = async |identity| judge(&world, &tls, version, Some(identity)).await;
+            let is_covered = lists.contains(&good);
+            let uncovered = (!is_covered).then_some(TlsFailure::UnknownRevocation);
+            let gone = uncovered.unwrap_or(TlsFailure::Revoked);
+            assert_eq!(verdict_on(&alice).await.err(), uncovered);
+            assert_eq!(verdict_on(&revoked).await.err(), Some(gone));
+            assert_eq!(verdict_on(&below).await.err(), verdict);
+        }
     }
 }
 
@@ -1368,7 +1431,7 @@ async fn a_file_that_can_not_be_used_is_told_in_the_log_and_not_shown() {
         .put("server.key", "-----BEGIN PRIVATE KEY-----\nsecret!\n");
     let log = Log::default();
     let guard = log.keep();
-    tls.take(tls.following.lock(), Due::Changed).unwrap_err();
+    take(&tls).unwrap_err();
     drop(guard);
     let lines = log.lines("those read before stay");
     let [line] = lines.as_slice() else {
@@ -1378,6 +1441,15 @@ async fn a_file_that_can_not_be_used_is_told_in_the_log_and_not_shown() {
         assert!(line.contains(part), "{line}");
     }
     assert!(log.lines("secret").is_empty());
+}
+
+/// Reads the files on this thread, of which the log is kept.
+fn take(tls: &Tls) -> Result<(), Vec<BuildError>> {
+    tls.take(&mut tls.following.try_lock().unwrap(), Due::Changed)
+}
+
+fn look(tls: &Tls) {
+    tls.look(&mut tls.following.try_lock().unwrap());
 }
 
 /// A table whose reloads are counted, and that is looked at by hand.
@@ -1397,9 +1469,9 @@ async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
     let log = Log::default();
     let _guard = log.keep();
     unreadable(&world, "server.key");
-    tls.look();
+    look(&tls);
     assert_eq!(failed(&numbers), 0, "not at first sight");
-    tls.look();
+    look(&tls);
     assert_eq!(failed(&numbers), 1);
     assert_eq!(
         tries(&tls, &log).await,
@@ -1410,16 +1482,16 @@ async fn what_can_not_be_read_is_tried_again_ever_more_seldom_and_told_once() {
 
     // Another reason, and then none.
     unreadable(&world, "server.pem");
-    tls.look();
-    tls.look();
+    look(&tls);
+    look(&tls);
     assert_eq!(failed(&numbers), 2, "a change is not waited for");
     assert_eq!(told("just now"), 3, "two files now");
     for name in ["server.pem", "server.key"] {
         std::fs::remove_file(world.folder.at(name)).unwrap();
     }
     world.folder.put_server(&world.server());
-    tls.look();
-    tls.look();
+    look(&tls);
+    look(&tls);
     assert_eq!(told("read anew"), 1);
     assert_eq!(tries(&tls, &log).await, [0; 0]);
     assert_eq!((failed(&numbers), told("read anew")), (2, 1));
@@ -1433,14 +1505,14 @@ async fn a_file_that_is_not_there_is_noticed_when_it_comes_and_not_tried_again()
     let _guard = log.keep();
     let key = std::fs::read(world.folder.at("server.key")).unwrap();
     std::fs::remove_file(world.folder.at("server.key")).unwrap();
-    tls.look();
-    tls.look();
+    look(&tls);
+    look(&tls);
     assert_eq!(failed(&numbers), 1);
     assert_eq!(tries(&tls, &log).await, [0; 0]);
     assert_eq!(failed(&numbers), 1);
     world.folder.put("server.key", key);
-    tls.look();
-    tls.look();
+    look(&tls);
+    look(&tls);
     assert_eq!(log.lines("read anew").len(), 1);
 }
 
@@ -1458,8 +1530,8 @@ async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
         let log = Log::default();
         let _guard = log.keep();
         is_broken(&world);
-        tls.look();
-        tls.look();
+        look(&tls);
+        look(&tls);
         let told = || (failed(&numbers), log.lines("those read before stay").len());
         assert_eq!(told(), (1, 1));
         let step = Duration::from_secs(10);
@@ -1467,7 +1539,7 @@ async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
             let before = clock::now();
             while told().0 < times && before.elapsed() < 2 * REMIND_EVERY {
                 tokio::time::advance(step).await;
-                tls.look();
+                look(&tls);
             }
             // A look may have been for another try.
             let took = before.elapsed();
@@ -1477,10 +1549,10 @@ async fn files_that_can_not_be_used_are_told_once_and_then_by_the_hour() {
         let path = world.folder.at("server.key");
         let _ = std::fs::remove_file(path);
         world.folder.put_server(&world.server());
-        tls.look();
-        tls.look();
+        look(&tls);
+        look(&tls);
         tokio::time::advance(2 * REMIND_EVERY).await;
-        tls.look();
+        look(&tls);
         assert_eq!(told(), (4, 4), "it is over");
     }
 }
@@ -1503,11 +1575,128 @@ async fn tries(tls: &Tls, log: &Log) -> Vec<u64> {
     for second in 1..=250 {
         let before = log.lines("still can't be read").len();
         tokio::time::advance(LOOK_EVERY).await;
-        tls.look();
+        look(tls);
         let now = log.lines("still can't be read").len();
         tries.extend((now > before).then_some(second));
     }
     tries
+}
+
+/// What has come of a table is on its way to somebody who does not come back, as from a disk that does not answer.
+struct Stuck {
+    entered: mpsc::Receiver<()>,
+    /// Dropped, it lets go for good.
+    release: std::sync::mpsc::Sender<()>,
+}
+
+impl Stuck {
+    /// Of the next reload after which other clients are trusted than before.
+    fn on(tls: &Tls) -> Self {
+        let (enter, entered) = mpsc::channel(8);
+        let (release, released) = std::sync::mpsc::channel();
+        let released = Mutex::new(released);
+        tls.on_reload(move |_| {
+            enter.try_send(()).unwrap();
+            let _ = released.lock().recv();
+        });
+        Self { entered, release }
+    }
+
+    /// Waits until a thread is stuck.
+    async fn enter(&mut self) {
+        self.entered.recv().await.unwrap();
+    }
+}
+
+/// Moves the clock on and has everybody act who waited for that. While a thread is stuck, it does not move by itself.
+async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_do_not_come_are_told_and_so_is_that_they_came() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let mut stuck = Stuck::on(&tls);
+    let log = Log::default();
+    let _guard = log.keep();
+    let (numbers, _lifecycle) = followed(&tls);
+    let overdue = || numbers.gauged("chinwag_config_reload_overdue{what=tls,name=public}");
+    let told = || {
+        let times = |words| log.lines(words).len();
+        (times("have not come"), times("have come after all"))
+    };
+    let instant = Duration::from_millis(1);
+
+    world.folder.put("crl.pem", world.ca.crl(0, &[1]));
+    stuck.enter().await;
+    pass(Tls::PATIENCE - instant).await;
+    assert_eq!((overdue(), told()), (0.0, (0, 0)));
+    pass(2 * instant).await;
+    assert_eq!((overdue(), told()), (1.0, (1, 0)));
+    let line = log.lines("have not come").remove(0);
+    for part in ["ERROR", "tls=public", "patience=5s"] {
+        assert!(line.contains(part), "{line}");
+    }
+    pass(2 * REMIND_EVERY).await;
+    assert_eq!((overdue(), told()), (1.0, (1, 0)), "told once");
+
+    stuck.release.send(()).unwrap();
+    until(|| overdue() == 0.0).await;
+    assert_eq!(told(), (1, 1));
+    // It is looked at as before, and the next that is slow is told anew.
+    world.folder.put("crl.pem", world.ca.crl(0, &[1, 2]));
+    stuck.enter().await;
+    pass(Tls::PATIENCE + instant).await;
+    assert_eq!((overdue(), told()), (1.0, (2, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_list_is_told_though_files_do_not_come() {
+    let world = World::new();
+    let tls = world.load_strict(&[]).await;
+    let mut stuck = Stuck::on(&tls);
+    let log = Log::default();
+    let _guard = log.keep();
+    let (_numbers, _lifecycle) = followed(&tls);
+    world.folder.put("crl.pem", world.ca.crl(0, &[1]));
+    stuck.enter().await;
+    pass(LOOK_EVERY).await;
+    world.clock.advance(30 * DAY);
+    pass(LOOK_EVERY).await;
+    assert_eq!(log.lines("has just ended").len(), 1);
+}
+
+#[test]
+fn files_that_do_not_come_hold_one_thread_however_often_they_are_asked_for() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::new();
+        let tls = world.load_strict(&[]).await;
+        let mut stuck = Stuck::on(&tls);
+        let (_numbers, _lifecycle) = followed(&tls);
+        world.folder.put("crl.pem", world.ca.crl(0, &[1]));
+        stuck.enter().await;
+        let mut reloads = Box::pin(join_all((0..5).map(|_| tls.reload())));
+        tokio::select! {
+            biased;
+            _ = &mut reloads => panic!("nothing was stuck"),
+            () = std::future::ready(()) => {}
+        }
+        let other = timeout(PATIENCE, spawn_blocking(|| ())).await;
+        other.expect("a thread is free").unwrap();
+        drop(stuck.release);
+        let outcomes = timeout(PATIENCE, reloads).await.expect("they go on");
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -1518,7 +1707,7 @@ async fn whoever_asks_for_a_reload_is_told_each_time() {
     let log = Log::default();
     let _guard = log.keep();
     for times in 1..=3 {
-        tls.take(tls.following.lock(), Due::Changed).unwrap_err();
+        take(&tls).unwrap_err();
         assert_eq!(log.lines("can't be read").len(), times);
     }
 }
