@@ -38,7 +38,13 @@ use http::{
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper_util::{client::legacy::Client as Pool, rt::TokioTimer};
+use hyper_util::{
+    client::legacy::{
+        Client as Pool,
+        connect::{CaptureConnection, capture_connection},
+    },
+    rt::TokioTimer,
+};
 use parking_lot::RwLock;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
@@ -273,6 +279,22 @@ impl fmt::Display for Endpoint {
         let scheme = self.uri.scheme_str().unwrap_or_default();
         let authority = self.uri.authority().map_or("", |it| it.as_str());
         write!(f, "{scheme}://{authority}{}", self.uri.path())
+    }
+}
+
+/// A request, which whoever it had a connection to may have got: when this is dropped, also in the
+/// middle of it all, there is doubt then. As long as somebody is only reached for, there is none.
+struct Sent<'a> {
+    connection: Option<CaptureConnection>,
+    doubt: &'a Doubt,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let connection = self.connection.as_ref();
+        if connection.is_some_and(|it| it.connection_metadata().is_some()) {
+            self.doubt.raise();
+        }
     }
 }
 
@@ -613,16 +635,19 @@ impl Client {
         if let Some(value) = &link.authorization {
             request = request.header(AUTHORIZATION, value);
         }
-        let request = request
+        let mut request = request
             .body(Full::new(question.body.clone()))
             .expect("the parts of the request are valid");
-        let before = doubt.raise();
+        let mut sent = Sent {
+            connection: Some(capture_connection(&mut request)),
+            doubt,
+        };
         let answer = link.pool.request(request).await.map_err(|error| {
             if !error.is_connect() {
                 return Failure::Broken(with_causes(&error));
             }
-            // Nobody has got it this time.
-            doubt.set(before);
+            // Nobody has got it, though there may have been a connection that ended before.
+            sent.connection = None;
             let cause = error.source().and_then(|cause| cause.downcast_ref());
             if cause.is_some_and(is_awaited) {
                 Failure::Awaited

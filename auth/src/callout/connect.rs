@@ -1,7 +1,7 @@
 //! Reaches endpoints, TLS included, within a limit.
 //!
 //! Whether one is there that nobody has seen lately is for one call to find out, and no other reaches
-//! for it meanwhile.
+//! for it meanwhile; those who do already let go.
 
 use std::{
     error::Error,
@@ -67,9 +67,14 @@ impl Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let it = self.clone();
         Box::pin(async move {
-            let reaching = it.begin(&uri).ok_or_else(|| io::Error::other(Awaited))?;
+            let awaited = || io::Error::other(Awaited);
+            let mut reaching = it.begin(&uri).ok_or_else(awaited)?;
             let limit = it.limit;
-            let reached = timeout(limit, it.connect(uri)).await;
+            let reached = tokio::select! {
+                biased; // Who has reached it need not let go.
+                reached = timeout(limit, it.connect(uri)) => reached,
+                () = reaching.let_go() => return Err(awaited()),
+            };
             match reached.unwrap_or_else(|_elapsed| Err(io::Error::other("it takes too long"))) {
                 Ok(wire) => {
                     reaching.succeeded(clock::now());

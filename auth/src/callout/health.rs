@@ -7,17 +7,19 @@
 //! has nothing to lose.
 //!
 //! Whether one is there that nobody has reached lately is for one call to find out, by reaching for
-//! it. Others that would have to do the same are passed on meanwhile; else all that come at once
-//! would wait for one that is dead before the first of them knew.
+//! it. Others that would have to do the same are passed on meanwhile, and those who had begun before
+//! let go; else all that come at once would wait for one that is dead before the first of them knew.
+//! What lately means depends on how long reaching it takes: across a slow link, that alone is no
+//! reason to doubt.
 //!
 //! An answer that makes no sense does not make an endpoint rest: else a peer who found out how to
 //! provoke one could shut out all others.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
-use chinwag_core::clock::Instant;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use chinwag_core::clock::{self, Instant};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::{sync::Notify, time::sleep_until};
 
 /// How often in a row an endpoint that can be reached may be sick before it rests.
 const STRIKES: u32 = 3;
@@ -25,7 +27,8 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// How often the same endpoint's faults are worth a warning.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// How long one that was there is taken to be there still, so that many may reach for it at once.
+/// How long one that was there is taken to be there still, so that many may reach for it at once: so
+/// much longer than it took to reach it the last time.
 const LATELY: Duration = Duration::from_millis(100);
 
 /// What is known of an endpoint.
@@ -42,8 +45,34 @@ struct State {
     warned: Option<Instant>,
     /// When it was last reached, or answered.
     seen: Option<Instant>,
-    /// How many reach for it.
-    reaching: usize,
+    /// How long reaching it took the last time.
+    took: Duration,
+    /// Somebody finds out whether it is there.
+    is_sought: bool,
+}
+
+/// What is to be done about an endpoint that one wants a connection to.
+enum Part {
+    /// To reach for it: it is taken to be there until then.
+    Trust(Instant),
+    /// To find out whether it is there.
+    FindOut,
+    /// Nothing: another one finds out.
+    None,
+}
+
+impl State {
+    fn part(&mut self, now: Instant) -> Part {
+        let trusted = self.seen.map(|seen| seen + self.took + LATELY);
+        match trusted.filter(|until| now < *until) {
+            Some(until) => Part::Trust(until),
+            None if self.is_sought => Part::None,
+            None => {
+                self.is_sought = true;
+                Part::FindOut
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -90,21 +119,44 @@ impl Drop for Trial {
     }
 }
 
-/// Somebody who reaches for an endpoint. Whether it is there should be known before this is dropped.
+/// Somebody who reaches for an endpoint. Whether it is there should be known before the one who finds
+/// out drops this.
 #[derive(Debug)]
-pub(super) struct Reaching(Arc<Health>);
+pub(super) struct Reaching {
+    health: Arc<Health>,
+    since: Instant,
+    finds_out: bool,
+}
 
 impl Reaching {
     /// It is there.
     pub(super) fn succeeded(self, now: Instant) {
-        self.0.state.lock().seen = Some(now);
+        let mut state = self.health.state.lock();
+        state.took = now - self.since;
+        self.health.seen(state, now);
+    }
+
+    /// Waits until the endpoint has not been seen for so long that one is to find out whether it is
+    /// there, and another one does. Cancel safe.
+    pub(super) async fn let_go(&mut self) {
+        while !self.finds_out {
+            let part = self.health.state.lock().part(clock::now());
+            match part {
+                Part::Trust(until) => sleep_until(until).await,
+                Part::FindOut => self.finds_out = true,
+                Part::None => return,
+            }
+        }
+        pending().await
     }
 }
 
 impl Drop for Reaching {
     fn drop(&mut self) {
-        self.0.state.lock().reaching -= 1;
-        self.0.news.notify_waiters();
+        if self.finds_out {
+            self.health.state.lock().is_sought = false;
+            self.health.news.notify_waiters();
+        }
     }
 }
 
@@ -120,7 +172,7 @@ pub(super) enum Fault {
 }
 
 impl Health {
-    /// `news` wakes those who wait, whenever somebody does not reach for the endpoint any more.
+    /// `news` wakes those who wait for somebody to find out whether the endpoint is there.
     pub(super) fn new(news: &Arc<Notify>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
@@ -154,13 +206,27 @@ impl Health {
 
     /// Begins to reach for it. `None`: somebody does, and nobody has seen it lately.
     pub(super) fn reach(self: &Arc<Self>, now: Instant) -> Option<Reaching> {
-        let mut state = self.state.lock();
-        let is_there = state.seen.is_some_and(|seen| now < seen + LATELY);
-        if state.reaching > 0 && !is_there {
-            return None;
+        let finds_out = match self.state.lock().part(now) {
+            Part::Trust(_) => false,
+            Part::FindOut => true,
+            Part::None => return None,
+        };
+        Some(Reaching {
+            health: Arc::clone(self),
+            since: now,
+            finds_out,
+        })
+    }
+
+    /// It was reached, or has answered.
+    fn seen(&self, mut state: MutexGuard<'_, State>, now: Instant) {
+        state.seen = Some(now);
+        let others_wait = state.is_sought;
+        drop(state);
+        // It is there, and a kept connection may be free: nobody has to wait for a new one.
+        if others_wait {
+            self.news.notify_waiters();
         }
-        state.reaching += 1;
-        Some(Reaching(Arc::clone(self)))
     }
 
     /// It could be reached: the next log-in may try it.
@@ -174,14 +240,8 @@ impl Health {
     pub(super) fn succeeded(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         state.strikes = 0;
-        state.seen = Some(now);
         let is_news = state.rest.take().is_some() | state.warned.take().is_some();
-        let others_wait = state.reaching > 0;
-        drop(state);
-        // It is there, and a kept connection may be free: nobody has to wait for a new one.
-        if others_wait {
-            self.news.notify_waiters();
-        }
+        self.seen(state, now);
         is_news
     }
 
@@ -221,7 +281,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use chinwag_core::clock::now;
-    use futures_util::future::poll_immediate;
+    use futures_util::future::{join_all, poll_immediate};
+    use tokio::time::{sleep, timeout};
 
     use super::*;
 
@@ -324,11 +385,49 @@ mod tests {
         second.succeeded(at);
         let many = [(); 9].map(|()| health.reach(at + LATELY / 2));
         assert!(many.iter().all(Option::is_some));
+        let third = health.reach(at + LATELY).unwrap();
         assert!(health.reach(at + LATELY).is_none(), "that is too long ago");
         health.succeeded(at + LATELY);
         assert!(health.reach(at + LATELY).is_some(), "it has answered");
-        drop(many);
+        drop((many, third));
         assert!(health.reach(after(9)).is_some(), "nobody else does");
+    }
+
+    #[test]
+    fn one_that_took_long_to_reach_is_taken_to_be_there_for_as_long_again() {
+        let health = health();
+        let at = now();
+        let took = 4 * LATELY;
+        health.reach(at).unwrap().succeeded(at + took);
+        let seen = at + took;
+        let _first = health.reach(seen + LATELY).unwrap();
+        assert!(health.reach(seen + took).is_some());
+        let _finds_out = health.reach(seen + took + LATELY);
+        assert!(health.reach(seen + took + LATELY).is_none(), "too long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_who_reach_for_it_all_but_one_let_go_when_it_has_not_been_seen_for_long() {
+        let health = health();
+        health.succeeded(now());
+        let began = now();
+        let mut many = [(); 9].map(|()| health.reach(began).unwrap());
+        let wait = many.iter_mut().map(|it| async {
+            let has_let_go = timeout(9 * LATELY, it.let_go()).await.is_ok();
+            (has_let_go, began.elapsed())
+        });
+        let answers = async {
+            sleep(LATELY / 2).await;
+            health.succeeded(now());
+        };
+        let (waited, ()) = tokio::join!(join_all(wait), answers);
+        let (gone, stayed): (Vec<_>, Vec<_>) = waited.into_iter().partition(|(gone, _)| *gone);
+        assert_eq!((gone.len(), stayed.len()), (8, 1));
+        let is_due = |(_, after): &(bool, Duration)| {
+            (3 * LATELY / 2..2 * LATELY).contains(after) // The answer counts.
+        };
+        assert!(gone.iter().all(is_due), "{gone:?}");
+        assert!(health.reach(now()).is_none(), "the last one finds out");
     }
 
     #[tokio::test]
