@@ -122,7 +122,8 @@ impl Authenticator for ExecAuthenticator {
             secrets: Secrets::of(&request.credentials),
         };
         let doubt = Doubt::default();
-        let read = |answer: &[u8]| contract::read(answer, request);
+        let request = request.clone();
+        let read = move |answer: &[u8]| contract::read(answer, &request);
         let answer = self.programs.ask(question, read, &doubt);
         answer.await.unwrap_or_else(Verdict::from)
     }

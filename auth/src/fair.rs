@@ -3,7 +3,8 @@
 //! - Addresses take turns, each with what came first from it. Whoever comes alone is next but for
 //!   the turns of other addresses, however much one of them has waiting; and where all come from
 //!   one address, all places and every turn are theirs.
-//! - What the server wants on its own account is for all of them: it has every second turn.
+//! - What the server wants on its own account is for all of them: it has every second turn, and a few
+//!   places of its own beside theirs. So neither keeps the other out, however much comes.
 //! - When the queue is full, what came last of whoever has most waiting makes room for one that has
 //!   less. So coming often keeps nobody out but oneself.
 //! - Who gave up keeps a place for a while at most: a full queue is searched for those once in as
@@ -21,6 +22,9 @@ use chinwag_core::address_key;
 
 /// How many of those that wait are looked at for each that finds the queue full.
 const LOOKS: usize = 16;
+/// How much of what the server wants may wait, beside what others do. It tells eight things at a time
+/// and seldom asks for another.
+pub(crate) const OWN: usize = 16;
 
 /// Whose turn it may be: an address, IPv6 by its /64, or `None` for the server itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +33,10 @@ pub(crate) struct Party(Option<IpAddr>);
 impl Party {
     /// The server, on its own account.
     pub(crate) const SERVER: Self = Self(None);
+
+    /// Some address.
+    #[cfg(all(test, feature = "password"))]
+    pub(crate) const SOMEBODY: Self = Self(Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)));
 }
 
 impl From<IpAddr> for Party {
@@ -40,15 +48,18 @@ impl From<IpAddr> for Party {
 /// What waits, by party.
 #[derive(Debug)]
 pub(crate) struct Fair<T> {
-    /// None is empty.
+    /// Of addresses. None is empty.
     waiting: HashMap<Party, VecDeque<T>>,
     /// Each of those with how much it has.
     counts: BTreeSet<(usize, Party)>,
-    /// Each of those but the server once, the next one first.
+    /// Each of those once, the next one first.
     turns: VecDeque<Party>,
+    /// How much they have together.
+    len: usize,
+    /// Of the server, at most [`OWN`].
+    own: VecDeque<T>,
     /// The last turn was the server's.
     was_server: bool,
-    len: usize,
     /// How many may be looked at, saved up.
     looks: usize,
 }
@@ -63,16 +74,17 @@ impl<T> Default for Fair<T> {
             waiting: HashMap::new(),
             counts: BTreeSet::new(),
             turns: VecDeque::new(),
-            was_server: false,
             len: 0,
+            own: VecDeque::new(),
+            was_server: false,
             looks: 0,
         }
     }
 }
 
 impl<T> Fair<T> {
-    /// Has `item` wait, where at most `bound` may; gives what had to make room. Those that `is_gone`
-    /// keep nobody out for long.
+    /// Has `item` wait, where at most `bound` of addresses may; gives what had to make room. Those that
+    /// `is_gone` keep nobody out for long.
     pub(crate) fn push(
         &mut self,
         party: Party,
@@ -80,6 +92,9 @@ impl<T> Fair<T> {
         bound: usize,
         is_gone: impl Fn(&T) -> bool,
     ) -> Result<Option<T>, Full> {
+        if party == Party::SERVER {
+            return self.push_own(item, is_gone).map(|()| None);
+        }
         if self.len >= bound {
             self.looks += LOOKS;
             if self.looks >= self.len {
@@ -92,15 +107,26 @@ impl<T> Fair<T> {
         } else {
             None
         };
-        let own = self.waiting.entry(party).or_default();
-        if own.is_empty() && party != Party::SERVER {
+        let items = self.waiting.entry(party).or_default();
+        if items.is_empty() {
             self.turns.push_back(party);
         }
-        own.push_back(item);
-        let count = own.len();
+        items.push_back(item);
+        let count = items.len();
         self.count(party, count - 1, count);
         self.len += 1;
         Ok(displaced)
+    }
+
+    fn push_own(&mut self, item: T, is_gone: impl Fn(&T) -> bool) -> Result<(), Full> {
+        if self.own.len() >= OWN {
+            self.own.retain(|item| !is_gone(item));
+        }
+        if self.own.len() >= OWN {
+            return Err(Full);
+        }
+        self.own.push_back(item);
+        Ok(())
     }
 
     /// Takes out what came last of whoever has most waiting, if that is still no less than `party`
@@ -117,21 +143,21 @@ impl<T> Fair<T> {
 
     /// What is next.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let is_servers = (!self.was_server || self.turns.is_empty())
-            && self.waiting.contains_key(&Party::SERVER);
-        let party = if is_servers {
-            Party::SERVER
-        } else {
-            self.turns.pop_front()?
-        };
-        self.was_server = is_servers;
+        if (!self.was_server || self.turns.is_empty())
+            && let Some(item) = self.own.pop_front()
+        {
+            self.was_server = true;
+            return Some(item);
+        }
+        let party = self.turns.pop_front()?;
+        self.was_server = false;
         let whose = "whose turn it may be has something waiting";
         let items = self.waiting.get_mut(&party).expect(whose);
         let item = items.pop_front().expect(whose);
         let count = items.len();
         if count == 0 {
             self.waiting.remove(&party);
-        } else if !is_servers {
+        } else {
             self.turns.push_back(party);
         }
         self.count(party, count + 1, count);
@@ -161,7 +187,7 @@ impl<T> Fair<T> {
     /// Everything, in no order.
     #[cfg(feature = "exec")]
     pub(crate) fn into_items(self) -> impl Iterator<Item = T> {
-        self.waiting.into_values().flatten()
+        self.waiting.into_values().flatten().chain(self.own)
     }
 }
 
@@ -260,17 +286,39 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_wants_makes_room_like_anything_else() {
+    fn what_the_server_wants_has_places_of_its_own_and_takes_none_of_others() {
         let mut queue = Fair::default();
-        for number in 0..3 {
-            queue
-                .push(Party::SERVER, (0, number), 3, |_| false)
-                .unwrap();
+        let own =
+            |queue: &mut Fair<_>, number| queue.push(Party::SERVER, (0, number), 3, |_| false);
+        for host in 1..=3 {
+            push(&mut queue, host, 0, 3).unwrap();
         }
-        assert_eq!(push(&mut queue, 1, 0, 3), Ok(Some((0, 2))));
-        let full = queue.push(Party::SERVER, (0, 3), 3, |_| false);
-        assert_eq!(full, Err(Full));
-        assert_eq!(all(queue), [(0, 0), (1, 0), (0, 1)]);
+        for number in (0..).take(OWN) {
+            assert_eq!(own(&mut queue, number), Ok(None), "whoever else waits");
+        }
+        assert_eq!(own(&mut queue, 99), Err(Full));
+        assert_eq!(push(&mut queue, 4, 0, 3), Err(Full));
+        assert_eq!(queue.pop(), Some((0, 0)));
+        assert_eq!(queue.pop(), Some((1, 0)));
+        assert_eq!(
+            push(&mut queue, 4, 0, 3),
+            Ok(None),
+            "the server has not taken it"
+        );
+        assert_eq!(own(&mut queue, 99), Ok(None));
+        assert_eq!(all(queue).len(), 3 + OWN);
+    }
+
+    #[test]
+    fn what_the_server_wants_no_more_keeps_nothing_else_of_its_out() {
+        let mut queue = Fair::default();
+        for number in (0..).take(OWN) {
+            let pushed = queue.push(Party::SERVER, (0, number), 0, |_| false);
+            assert_eq!(pushed, Ok(None));
+        }
+        let is_gone = |(_, number): &(u8, u32)| *number != 5;
+        assert_eq!(queue.push(Party::SERVER, (0, 99), 0, is_gone), Ok(None));
+        assert_eq!(all(queue), [(0, 5), (0, 99)]);
     }
 
     #[test]

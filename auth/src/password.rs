@@ -470,7 +470,7 @@ mod tests {
             let (begun, started) = oneshot::channel();
             let authenticator = Arc::clone(authenticator);
             tasks.spawn(async move {
-                let held = authenticator.pool.run(Party::SERVER, move |_| {
+                let held = authenticator.pool.run(Party::SOMEBODY, move |_| {
                     begun.send(()).unwrap();
                     opened.recv().ok();
                     Ok(false)
@@ -773,7 +773,7 @@ mod tests {
         let holds = async |blocks: usize| {
             let held = staff
                 .pool
-                .run(Party::SERVER, move |memory| Ok(memory.held() == blocks));
+                .run(Party::SOMEBODY, move |memory| Ok(memory.held() == blocks));
             held.await.unwrap().unwrap()
         };
         for (user, password) in [("bob", "b"), ("alice", "a")] {

@@ -240,12 +240,44 @@ pub(crate) struct Question {
 
 struct Job {
     question: Question,
-    reply: Reply,
+    reply: Box<dyn Reply>,
     /// Raised when a program gets the question.
     doubt: Doubt,
 }
 
-type Reply = oneshot::Sender<Result<Vec<u8>, Lost>>;
+/// Where the answer to a question goes. It is made sense of right where it came, so that what it says
+/// has taken effect before the program's next line does.
+trait Reply: Send {
+    /// Nobody waits for it any more.
+    fn is_closed(&self) -> bool;
+
+    fn give(self: Box<Self>, answer: Result<&[u8], Lost>);
+}
+
+struct ReadFor<T, F> {
+    waiting: oneshot::Sender<Result<T, Lost>>,
+    read: F,
+}
+
+impl<T, F> Reply for ReadFor<T, F>
+where
+    T: Send,
+    F: FnOnce(&[u8]) -> Result<T, String> + Send,
+{
+    fn is_closed(&self) -> bool {
+        self.waiting.is_closed()
+    }
+
+    fn give(self: Box<Self>, answer: Result<&[u8], Lost>) {
+        if self.is_closed() {
+            return;
+        }
+        let read = self.read;
+        let answer = answer.and_then(|answer| read(answer).map_err(Lost::Senseless));
+        // Whoever gives up in this moment does not want to know.
+        let _gave_up = self.waiting.send(answer);
+    }
+}
 
 /// Why a question has no answer.
 enum Lost {
@@ -333,17 +365,16 @@ impl Programs {
     }
 
     /// Asks one of the programs: the answer is a JSON object with the question's `id`, which `read`
-    /// makes sense of. `doubt` is there when a program may have got the question and gave no answer.
-    /// Dropping the future gives up waiting.
-    pub(crate) async fn ask<T>(
+    /// makes sense of, before anything is done that the program writes behind it. `doubt` is there when
+    /// a program may have got the question and gave no answer. Dropping the future gives up waiting.
+    pub(crate) async fn ask<T: Send + 'static>(
         &self,
         question: Question,
-        read: impl FnOnce(&[u8]) -> Result<T, String>,
+        read: impl FnOnce(&[u8]) -> Result<T, String> + Send + 'static,
         doubt: &Doubt,
     ) -> Result<T, NoAnswer> {
         let began = clock::now();
-        let answer = self.exchange(question, doubt).await;
-        let answer = answer.and_then(|answer| read(&answer).map_err(Lost::Senseless));
+        let answer = self.exchange(question, read, doubt).await;
         let metrics = &self.shared.metrics;
         match &answer {
             Ok(_) => metrics.called(CallOutcome::Ok, began.elapsed()),
@@ -364,14 +395,19 @@ impl Programs {
         })
     }
 
-    async fn exchange(&self, mut question: Question, doubt: &Doubt) -> Result<Vec<u8>, Lost> {
+    async fn exchange<T: Send + 'static>(
+        &self,
+        mut question: Question,
+        read: impl FnOnce(&[u8]) -> Result<T, String> + Send + 'static,
+        doubt: &Doubt,
+    ) -> Result<T, Lost> {
         let table = &self.shared.settings.table;
         let deadline = clock::now() + self.shared.settings.timeout;
         question.line.push(b'\n');
-        let (reply, answer) = oneshot::channel();
+        let (waiting, answer) = oneshot::channel();
         self.shared.push(Job {
             question,
-            reply,
+            reply: Box::new(ReadFor { waiting, read }),
             doubt: doubt.clone(),
         })?;
         match timeout_at(deadline, answer).await {
@@ -407,7 +443,7 @@ impl Shared {
             Lost::Busy
         })?;
         if let Some(job) = displaced {
-            let _gave_up = job.reply.send(Err(Lost::Busy));
+            job.reply.give(Err(Lost::Busy));
         }
         self.arrived.notify_one();
         Ok(())
@@ -450,7 +486,7 @@ impl Shared {
         let waiting = std::mem::take(&mut queue.waiting);
         drop(queue);
         for job in waiting.into_items() {
-            let _gave_up = job.reply.send(Err(Lost::Resting(rest)));
+            job.reply.give(Err(Lost::Resting(rest)));
         }
     }
 
@@ -489,7 +525,7 @@ impl Shared {
                     let program = self.settings.program.display();
                     warn!(table, %program, %error, "A program can't be started.");
                     self.metrics.failed();
-                    let _gave_up = job.reply.send(Err(Lost::Unstartable));
+                    job.reply.give(Err(Lost::Unstartable));
                 }
             }
             let until = clock::now() + length;
@@ -566,7 +602,7 @@ impl Drop for Group {
 }
 
 struct Asked<'a> {
-    reply: Reply,
+    reply: Box<dyn Reply>,
     deadline: Instant,
     _place: Place<'a>,
 }
@@ -698,7 +734,7 @@ impl Program {
                         return Err(Failure::Unasked(id));
                     };
                     self.was_good = true;
-                    let _gave_up = asked.reply.send(Ok(line));
+                    asked.reply.give(Ok(&line));
                 }
                 words = self.words.next(), if speaks => match words {
                     Ok(Some(words)) => self.log(&settings.table, &words),
@@ -706,7 +742,7 @@ impl Program {
                 },
                 () = sleep_until(late), if !asked.is_empty() => {
                     for (_, late) in asked.drain() {
-                        let _gave_up = late.reply.send(Err(Lost::Late));
+                        late.reply.give(Err(Lost::Late));
                     }
                     return Err(Failure::Late);
                 }

@@ -170,11 +170,11 @@ pub(super) struct ProgramLine {
 }
 
 impl Line for ProgramLine {
-    async fn say<T: Send>(
+    async fn say<T: Send + 'static>(
         &self,
         party: Party,
         message: Bytes,
-        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
         doubt: &Doubt,
     ) -> Result<T, NoAnswer> {
         let id = self.programs.id();

@@ -125,11 +125,11 @@ pub(super) struct Endpoints {
 }
 
 impl Line for Endpoints {
-    async fn say<T: Send>(
+    async fn say<T: Send + 'static>(
         &self,
         party: Party,
         message: Bytes,
-        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
         doubt: &Doubt,
     ) -> Result<T, NoAnswer> {
         let question = Question {

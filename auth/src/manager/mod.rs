@@ -29,7 +29,7 @@ use bytes::Bytes;
 use chinwag_core::{
     Lifecycle,
     plugin::{
-        AuthFacts, Context, ControlError, EndCause, Refused, SessionControl, SessionData,
+        AuthFacts, Context, ControlError, EndCause, Order, Refused, SessionControl, SessionData,
         SessionManager, Stay,
     },
 };
@@ -58,13 +58,14 @@ const LEAVE: Duration = Duration::from_secs(2);
 
 /// The way to whoever manages the sessions.
 trait Line: Send + Sync + 'static {
-    /// Asks, when it is `party`'s turn, and gives what `read` makes of the answer. `doubt` is there
-    /// when somebody may have got the message and gave no answer.
-    fn say<T: Send>(
+    /// Asks, when it is `party`'s turn, and gives what `read` makes of the answer: before any order
+    /// that comes behind it the same way is obeyed. `doubt` is there when somebody may have got the
+    /// message and gave no answer.
+    fn say<T: Send + 'static>(
         &self,
         party: Party,
         message: Bytes,
-        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
         doubt: &Doubt,
     ) -> impl Future<Output = Result<T, NoAnswer>> + Send;
 
@@ -90,14 +91,14 @@ struct Contact<L> {
 impl<L: Line> Contact<L> {
     /// Says `message`. Whatever is said there goes through here, and so does every word of an answer
     /// that may get into a log.
-    async fn say<T: Send>(
+    async fn say<T: Send + 'static>(
         &self,
         party: Party,
         message: Bytes,
-        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync,
+        read: impl Fn(&[u8]) -> Result<T, String> + Send + Sync + 'static,
         doubt: &Doubt,
     ) -> Result<T, NoAnswer> {
-        let read = |answer: &[u8]| read(answer).map_err(|why| without_tokens(&why));
+        let read = move |answer: &[u8]| read(answer).map_err(|why| without_tokens(&why));
         let answer = self.line.say(party, message, read, doubt).await;
         let was_called = !answer.as_ref().is_err_and(|none| none.was_busy);
         if was_called {
@@ -212,9 +213,10 @@ impl<L: Line> Remote<L> {
             stay,
             data: held.data.as_deref(),
         };
-        let read = |answer: &[u8]| {
-            let mut answer = contract::read(answer, Asked::Joined, &held.secrets)?;
-            if let (Answer::Allow(allowed), Some(all)) = (&mut answer, &held.data) {
+        let (secrets, data) = (held.secrets.clone(), held.data.clone());
+        let read = move |answer: &[u8]| {
+            let mut answer = contract::read(answer, Asked::Joined, &secrets)?;
+            if let (Answer::Allow(allowed), Some(all)) = (&mut answer, &data) {
                 allowed.lay_over(&all.0)?;
             }
             Ok(answer)
@@ -230,7 +232,7 @@ impl<L: Line> Remote<L> {
     async fn ask(
         &self,
         message: &Message<'_>,
-        read: impl Fn(&[u8]) -> Result<Answer, String> + Send + Sync,
+        read: impl Fn(&[u8]) -> Result<Answer, String> + Send + Sync + 'static,
         doubt: &Doubt,
     ) -> Result<Answer, NoAnswer> {
         let (party, message) = (message.party(), message.encode());
@@ -251,6 +253,17 @@ fn with_data(data: Option<Arc<SessionData>>) -> Context {
         Some(data) => {
             let bytes = contract::size(&data.0);
             context.with_shared(data).weighing(bytes)
+        }
+    }
+}
+
+/// Has a session begin as the answer says that lets it.
+fn set_up(control: &SessionControl, orders: Vec<Order>) {
+    for order in orders {
+        match control.obey(order) {
+            // Whoever hung up meanwhile is told to end like everybody else.
+            Ok(()) | Err(ControlError::Over) => {}
+            Err(error) => tracing::debug!(%error, "A session could not be set up as asked."),
         }
     }
 }
@@ -344,16 +357,16 @@ impl<L: Line> SessionManager for Remote<L> {
             facts,
             control: told,
         };
-        let read = |answer: &[u8]| contract::read(answer, Asked::Create, &held.secrets);
+        let (secrets, control) = (held.secrets.clone(), control.clone());
+        let read = move |answer: &[u8]| {
+            let mut answer = contract::read(answer, Asked::Create, &secrets)?;
+            if let Answer::Allow(allowed) = &mut answer {
+                set_up(&control, std::mem::take(&mut allowed.orders));
+            }
+            Ok(answer)
+        };
         let answer = self.ask(&message, read, &unsettled.doubt);
         let allowed = settle(answer.await)?;
-        for order in allowed.orders {
-            match control.obey(order) {
-                // Whoever hung up meanwhile is told to end like everybody else.
-                Ok(()) | Err(ControlError::Over) => {}
-                Err(error) => tracing::debug!(%error, "A session could not be set up as asked."),
-            }
-        }
         unsettled.settle();
         held.data = allowed.context.map(|all| Arc::new(SessionData(all)));
         Ok(with_data(held.data.clone()).with(held))

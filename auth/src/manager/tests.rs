@@ -82,9 +82,12 @@ fn notices_have_bounds() {
 #[cfg(feature = "http")]
 mod over_http {
     use super::{super::http::Endpoints, *};
-    use crate::callout::{
-        connect::Reach,
-        testing::{Answer, Backend, pipes},
+    use crate::{
+        callout::{
+            connect::Reach,
+            testing::{Answer, Backend, pipes},
+        },
+        fair::OWN,
     };
 
     const ONE: &str = "endpoints = [\"http://a/\"]\ninsecure = true\nstays = true\n";
@@ -315,11 +318,16 @@ mod over_http {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_is_told_to_end_what_nobody_can_have_heard_of() {
-        let (started, backend) = with(Answer::Refuse).await;
-        create(&started.manager, "k1").await.unwrap_err();
-        backend.set(Answer::By(willing));
-        assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
-        assert_eq!(brief(&backend), [""; 0]);
+        for unreached in [Answer::Refuse, Answer::Void] {
+            let (started, backend) = with(unreached).await;
+            // Whoever waits for a connection may hang up meanwhile.
+            let hung_up = timeout(Duration::from_millis(100), create(&started.manager, "k1"));
+            assert!(!matches!(hung_up.await, Ok(Ok(_))));
+            create(&started.manager, "k2").await.unwrap_err();
+            backend.set(Answer::By(willing));
+            assert_eq!(started.lifecycle.shut_down(Duration::from_secs(5)).await, 0);
+            assert_eq!(brief(&backend), [""; 0]);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -426,6 +434,10 @@ mod over_http {
         let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
         backend.set(slow);
         let end = async {
+            let mut hellos: Vec<_> = (0..OWN).map(|_| manager.reach()).collect();
+            for hello in &mut hellos {
+                assert!(poll_immediate(hello).await.is_none(), "it waits");
+            }
             manager.ended(&facts("k1"), &context, logout());
             sleep(Duration::from_millis(900)).await;
             assert!(manager.is_ready(), "nobody was asked");
@@ -434,6 +446,35 @@ mod over_http {
         let (other, ()) = tokio::join!(create(manager, "k2"), end);
         other.unwrap();
         until(|| brief(&backend).contains(&"ended k1 logout".to_owned())).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_told_while_more_networks_than_may_wait_log_in() {
+        let table = format!("{ONE}calls = 1\nqueue = 8\n");
+        let backend = Backend::new(Answer::By(willing));
+        let started = start(&table, pipes([("a", &backend)])).await;
+        let manager = &started.manager;
+        let context = create(manager, "k1").await.unwrap();
+        let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
+        backend.set(slow);
+        let flood = (0..64).map(|n: u16| async move {
+            let mut facts = facts(&format!("flood-{n}"));
+            facts.address = std::net::Ipv6Addr::from([0x2001, 0xdb8, 0, n, 0, 0, 0, 1]).into();
+            manager.create(&facts, &SessionControl::default()).await
+        });
+        let end = async { manager.ended(&facts("k1"), &context, logout()) };
+        let (flood, ()) = tokio::join!(futures_util::future::join_all(flood), end);
+        let told = brief(&backend);
+        assert_eq!(
+            told[2], "ended k1 logout",
+            "it has the first turn: {told:?}"
+        );
+        let count =
+            |is: fn(&Result<Context, Refused>) -> bool| flood.iter().filter(|it| is(it)).count();
+        assert!(
+            count(Result::is_ok) >= 3,
+            "the others have theirs: {told:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -663,6 +704,66 @@ mod over_http {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn in_the_moment_of_its_death_one_waits_for_an_endpoint_as_well() {
+        let [a, b, c] = [(); 3].map(|()| Backend::new(Answer::By(willing)));
+        let started = start(THREE, pipes([("a", &a), ("b", &b), ("c", &c)])).await;
+        for n in 0..12 {
+            let key = format!("before-{n}");
+            create(&started.manager, &key).await.unwrap();
+        }
+        a.set(Answer::Void);
+        a.hang_up();
+        let creates = (0..48).map(|n| {
+            let manager = &started.manager;
+            async move {
+                // The last ones come when it should be known.
+                sleep(Duration::from_millis(n * 4)).await;
+                let began = tokio::time::Instant::now();
+                create(manager, &format!("k{n}")).await.unwrap();
+                began.elapsed()
+            }
+        });
+        let took = futures_util::future::join_all(creates).await;
+        let most = took.iter().max().unwrap();
+        assert!(*most <= Duration::from_millis(510), "{most:?}");
+        let slow = |took: &&Duration| **took > Duration::from_millis(110);
+        assert_eq!(took.iter().filter(slow).count(), 1, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_across_a_slow_link_has_its_share() {
+        let slow = Answer::After(Duration::from_secs(4), Box::new(Answer::By(willing)));
+        let (far, near) = (Backend::new(slow.clone()), Backend::new(slow));
+        let (a, b) = (Arc::clone(&far), Arc::clone(&near));
+        let reach = Reach::Pipes(Arc::new(move |uri| {
+            let is_far = uri.host() == Some("a");
+            let backend = Arc::clone(if is_far { &a } else { &b });
+            Box::pin(async move {
+                if is_far {
+                    sleep(Duration::from_millis(300)).await;
+                }
+                let (ours, theirs) = tokio::io::duplex(64 << 10);
+                backend.serve(theirs);
+                Ok(ours)
+            })
+        }));
+        let table = "endpoints = [\"http://a/\", \"http://b/\"]\ninsecure = true\ncall_timeout = \"4500ms\"";
+        let started = start(table, reach).await;
+        // None ends before the last begins, so that each needs a connection of its own.
+        let creates = (0..60).map(|n| {
+            let manager = &started.manager;
+            async move {
+                sleep(Duration::from_millis(n * 50)).await;
+                create(manager, &format!("k{n}")).await.unwrap();
+            }
+        });
+        futures_util::future::join_all(creates).await;
+        let (far, near) = (said(&far).len(), said(&near).len());
+        // While it is reached for the first time, nobody knows yet whether it is there.
+        assert!(far >= 26 && near <= 34, "{far} {near}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn while_all_endpoints_are_dead_nobody_waits_longer_than_to_reach_one() {
         let dead = Backend::new(Answer::Void);
         let started = start(THREE, pipes([("a", &dead), ("b", &dead), ("c", &dead)])).await;
@@ -754,6 +855,10 @@ mod over_http {
 mod over_exec {
     use std::{fs, path::PathBuf};
 
+    use chinwag_core::{
+        ChainLink, Hub, HubConfig, Peer, Revocations, ScopeConfig, Telemetry,
+        plugin::{AuthRequest, Authenticator, ManagerLink, Meter, Principal, Verdict},
+    };
     use tempfile::TempDir;
 
     use super::{
@@ -929,6 +1034,66 @@ ask() {
             "the same program: {:?}",
             script.heard()
         );
+    }
+
+    /// Lets everybody in.
+    struct Everybody;
+
+    #[async_trait]
+    impl Authenticator for Everybody {
+        async fn authenticate(&self, _: &AuthRequest) -> Verdict {
+            Verdict::Allow(Principal::vouched("ann"))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_answer_says_and_orders_take_effect_in_the_order_in_which_they_are_written() {
+        let script = Script::new(
+            r#"
+            order() {
+                printf '{"session":"%s","order":"filter","with":{"rooms":["%s"]},"ref":1}' "$session" "$1"
+            }
+            while ask; do
+                [ $kind = create ] || { answer '"verdict":"done"'; continue; }
+                said=$(printf '{"id":%s,"verdict":"allow","filter":{"rooms":["said"]}}' "$id")
+                printf '%s\n%s\n%s\n' "$(order before)" "$said" "$(order after)"
+                for n in 1 2; do IFS= read -r outcome; printf '%s\n' "$outcome" >> outcomes; done
+            done"#,
+        );
+        let manager = ManagerLink {
+            name: "backend".into(),
+            manager: Arc::new(script.start("")),
+            timeout: PATIENCE,
+        };
+        let meter = Meter::default();
+        let telemetry = Telemetry::new(meter.recorder(), &["web"], &["all"], &[], &["backend"]);
+        let hub = Hub::start(HubConfig::default(), telemetry, script.lifecycle.clone()).unwrap();
+        let link = ChainLink {
+            name: "all".into(),
+            authenticator: Arc::new(Everybody),
+            timeout: PATIENCE,
+            revocations: Revocations::default(),
+            manager: Some(manager),
+            shadow: None,
+        };
+        let scope = hub.scope(ScopeConfig {
+            name: "web".into(),
+            auth: vec![link],
+            timeout: PATIENCE,
+            login_timeout: PATIENCE,
+            write_timeout: PATIENCE,
+        });
+        let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), false);
+        let opened = hub.open(&scope, peer, br#"{"user":"ann"}"#, None);
+        let session = opened.await.unwrap().session;
+        until(|| script.read("outcomes").lines().count() == 2).await;
+        assert_eq!(script.read("outcomes").matches("\"ok\":true").count(), 2);
+        for (room, may) in [("before", false), ("said", false), ("after", true)] {
+            let join = json!({"type": "join", "room": room}).to_string();
+            let reply = session.command(join.as_bytes()).await;
+            let reply = String::from_utf8_lossy(&reply.json).into_owned();
+            assert_eq!(!reply.contains("forbidden"), may, "{room}: {reply}");
+        }
     }
 
     #[tokio::test]

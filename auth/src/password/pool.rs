@@ -180,7 +180,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    const ONE: Party = Party::SERVER;
+    const ONE: Party = Party::SOMEBODY;
 
     /// Longer than any test.
     const FOR_EVER: Duration = Duration::from_secs(3600);
