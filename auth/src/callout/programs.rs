@@ -3,6 +3,8 @@
 //! - A program is started when it is first needed and stays. What it does wrong (ending, a line
 //!   that is no answer or too long, an answer that nobody waits for, one that is late) ends it; it
 //!   is started again when it is needed, after a rest that grows while nothing good comes of it.
+//! - One that was just started has more time for its first answer: loading what it needs may take
+//!   longer than any question. Else it would be ended each time before it could be of use.
 //! - Questions that a program had when it ended are answered with "can't tell now", and not asked
 //!   again: perhaps it was one of them.
 //! - Each has a process group of its own that is killed with it, so that what it started does not
@@ -53,6 +55,9 @@ use crate::fair::{Fair, Party};
 /// How long a program that failed rests at first, and at most.
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// How long a program may take to be of use, where the table does not say.
+const START: Duration = Duration::from_secs(10);
+const LONGEST_START: Duration = Duration::from_secs(300);
 /// How long a program may take to end when it is told to.
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long the last words of a program that failed are waited for.
@@ -88,6 +93,8 @@ pub(crate) struct Settings {
     pub(crate) queue: usize,
     /// For an answer, from when the program was asked.
     pub(crate) call_timeout: Duration,
+    /// For the first answer, from when the program was started.
+    pub(crate) start_timeout: Duration,
     /// For an answer, waiting for a program included.
     pub(crate) timeout: Duration,
     /// The longest answer.
@@ -113,6 +120,11 @@ pub(crate) struct Keys {
     pub(crate) in_flight: usize,
     pub(crate) queue: usize,
     pub(crate) call_timeout: Option<Span>,
+    pub(crate) start_timeout: Span,
+}
+
+pub(crate) const fn default_start() -> Span {
+    Span(START)
 }
 
 pub(crate) fn default_environment() -> Vec<String> {
@@ -143,6 +155,12 @@ impl Keys {
                 ));
             }
         }
+        if self.start_timeout.0 > LONGEST_START {
+            return Err(BuildError::key(
+                "start_timeout",
+                format!("`start_timeout` is at most {LONGEST_START:?}"),
+            ));
+        }
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(BuildError::key(
                 "command",
@@ -172,6 +190,7 @@ impl Keys {
             in_flight: self.in_flight,
             queue: self.queue,
             call_timeout: call_timeout(self.call_timeout, asker.timeout)?,
+            start_timeout: self.start_timeout.0,
             answer_bytes,
             meter: asker.meter.clone(),
             timeout: asker.timeout,
@@ -585,6 +604,7 @@ struct Program {
     /// Credentials of the last questions, which its words may not repeat.
     recent: VecDeque<Secrets>,
     quota: Quota,
+    started: Instant,
     /// It has given an answer.
     was_good: bool,
 }
@@ -602,7 +622,8 @@ impl Drop for Group {
 }
 
 struct Asked<'a> {
-    reply: Box<dyn Reply>,
+    /// `None`: it was said already that it takes too long.
+    reply: Option<Box<dyn Reply>>,
     deadline: Instant,
     _place: Place<'a>,
 }
@@ -647,6 +668,7 @@ impl Program {
             child,
             recent: VecDeque::new(),
             quota: Quota::new(),
+            started: clock::now(),
             was_good: false,
         })
     }
@@ -683,7 +705,7 @@ impl Program {
                 asked.insert(
                     question.id,
                     Asked {
-                        reply,
+                        reply: Some(reply),
                         deadline,
                         _place,
                     },
@@ -734,17 +756,29 @@ impl Program {
                         return Err(Failure::Unasked(id));
                     };
                     self.was_good = true;
-                    asked.reply.give(Ok(&line));
+                    if let Some(reply) = asked.reply {
+                        reply.give(Ok(&line));
+                    }
                 }
                 words = self.words.next(), if speaks => match words {
                     Ok(Some(words)) => self.log(&settings.table, &words),
                     Ok(None) | Err(_) => speaks = false,
                 },
                 () = sleep_until(late), if !asked.is_empty() => {
-                    for (_, late) in asked.drain() {
-                        late.reply.give(Err(Lost::Late));
+                    let (now, ready) = (clock::now(), self.started + settings.start_timeout);
+                    let is_starting = !self.was_good && now < ready;
+                    for late in asked.values_mut() {
+                        if is_starting && now < late.deadline {
+                            continue;
+                        }
+                        late.deadline = ready;
+                        if let Some(reply) = late.reply.take() {
+                            reply.give(Err(Lost::Late));
+                        }
                     }
-                    return Err(Failure::Late);
+                    if !is_starting {
+                        return Err(Failure::Late);
+                    }
                 }
                 () = &mut stop, if !stopping => stopping = true,
             }

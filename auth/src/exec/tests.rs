@@ -218,6 +218,42 @@ async fn what_a_program_does_wrong_starts_it_anew_and_is_told_as_unavailable() {
 }
 
 #[tokio::test]
+async fn a_program_that_takes_long_to_start_is_given_the_time() {
+    let script = Script::new(&format!(
+        "echo $$ >> started; until [ -e open ]; do sleep 0.01; done; {ALLOW}"
+    ));
+    let table = "programs = 1\ncall_timeout = \"100ms\"\nstart_timeout = \"1m\"";
+    let authenticator = script.start_within(Duration::from_secs(1), table);
+    for _ in 0..3 {
+        assert!(is_unavailable(&judge(&authenticator, user("alice")).await));
+    }
+    fs::write(script.path("open"), "").unwrap();
+    let (verdict, _) = log_in(&authenticator, user("alice")).await;
+    let program = let_in(verdict);
+    let started = fs::read_to_string(script.path("started")).unwrap();
+    assert_eq!(started, format!("{program}\n"), "once");
+}
+
+#[tokio::test]
+async fn a_program_that_never_gets_ready_is_started_anew() {
+    let script = Script::new("echo $$ >> started; sleep 1000");
+    let table = "programs = 1\ncall_timeout = \"100ms\"\nstart_timeout = \"500ms\"";
+    let authenticator = script.start_within(Duration::from_secs(1), table);
+    let started = || fs::read_to_string(script.path("started")).unwrap_or_default();
+    timeout(PATIENCE, async {
+        while started().lines().count() < 3 {
+            let verdict = judge(&authenticator, user("alice")).await;
+            assert!(is_unavailable(&verdict), "{verdict:?}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it is started again and again");
+    let first = started().lines().next().unwrap().to_owned();
+    until(|| !is_running(&first)).await;
+}
+
+#[tokio::test]
 async fn no_log_in_waits_longer_than_its_limit() {
     let script = Script::new("sleep 1000");
     let authenticator = script.start_within(Duration::from_secs(1), "programs = 1");
@@ -491,6 +527,11 @@ fn a_command_that_can_not_run_is_refused_with_a_way_out() {
             "is not in PATH",
         ),
         ("command = [\"sh\"]\nprograms = 0", "programs", "1 to 256"),
+        (
+            "command = [\"sh\"]\nstart_timeout = \"301s\"",
+            "start_timeout",
+            "at most 300s",
+        ),
         (
             "command = [\"sh\"]\nin_flight = 0",
             "in_flight",

@@ -71,6 +71,11 @@ pub struct ExecManager {
     /// How long a program may take to answer: at most nine tenths of `timeout`. Default two
     /// seconds, or less where `timeout` is short.
     pub call_timeout: Option<Span>,
+    /// How long a program that was just started may take for its first answer, at most five minutes.
+    /// Default ten seconds. Whoever waits for it hears `unavailable` after `call_timeout` all the
+    /// same. Less than that, and so 0, gives it no more time than for any other.
+    #[serde(default = "programs::default_start")]
+    pub start_timeout: Span,
 }
 
 const fn one() -> usize {
@@ -99,6 +104,7 @@ impl ExecManager {
             in_flight: self.in_flight,
             queue: self.queue,
             call_timeout: self.call_timeout,
+            start_timeout: self.start_timeout,
         };
         let settings = keys.settings(cx.into(), LINE_BYTES)?;
         let live = Arc::new(Live::default());
