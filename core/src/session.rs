@@ -73,8 +73,9 @@ pub(crate) struct Session {
     creations: OnceLock<Bucket>,
     /// What sets its principal apart, where anything does; from the log-in on.
     standing: OnceLock<Box<Standing>>,
-    /// Held while the session ends, from the first change to the last.
-    ending: Mutex<()>,
+    /// Held while the session ends, from the first change to the last. Hooks may end other sessions meanwhile, and so have
+    /// several of these taken at once; none waits for another in a circle, since an end that has begun is seen before.
+    ending: parking_lot::Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -176,7 +177,7 @@ impl Session {
             polls: Bucket::new(polls),
             creations: OnceLock::new(),
             standing: OnceLock::new(),
-            ending: Mutex::new(()),
+            ending: parking_lot::Mutex::default(),
             state: Mutex::new(State {
                 phase: Phase::Fresh,
                 id: None,

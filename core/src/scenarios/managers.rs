@@ -134,7 +134,11 @@ impl SessionManager for Arc<Backend> {
     fn ended(&self, facts: &AuthFacts, context: &Context, cause: EndCause) {
         let team = context.value::<Team>().expect("it was let begin");
         self.note(format!("ended {} ({})", team.0, cause.code()));
-        assert!(&*facts.user != "bomb", "bomb");
+        match &*facts.user {
+            "bomb" => panic!("bomb"),
+            "leader" => self.control().end(),
+            _ => (),
+        }
     }
 }
 
@@ -448,6 +452,23 @@ async fn a_session_that_ends_before_its_refused_stay_was_told_of_is_told_after_i
             "joined ann a",
             "left seat in a (refused)",
             "ended team of ann (logout)"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_may_end_others() {
+    let backend = Arc::new(Backend::default());
+    let stage = managed(&backend, |_| ());
+    let _follower = open(&stage, "follower").await;
+    let leader = open(&stage, "leader").await;
+    backend.told();
+    leader.logout().await;
+    assert_eq!(
+        backend.told(),
+        [
+            "ended team of leader (logout)",
+            "ended team of follower (kicked)"
         ]
     );
 }
