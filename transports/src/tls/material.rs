@@ -469,14 +469,14 @@ impl Reading {
             context.update(part);
         }
         let sets = deal(&anchors).into_iter().map(|places| {
-            let counts = |list: &&List| list.counts_for(&places, &anchors, &lists);
+            let counts = |list: &List| list.counts_for(&places, &anchors, &lists);
             let of_set = places.iter().map(|&place| roots.roots[place].clone());
             TrustSet {
                 roots: Arc::new(of_set.collect()),
                 lists: lists
                     .iter()
-                    .filter(counts)
-                    .map(|list| Arc::clone(&list.der))
+                    .filter(|list| counts(list))
+                    .map(Arc::clone)
                     .collect(),
             }
         });
@@ -496,8 +496,8 @@ impl Reading {
         ca: &Path,
         anchors: &[X509Certificate<'_>],
         paths: &[PathBuf],
-    ) -> Option<Vec<List>> {
-        let mut lists: Vec<List> = Vec::new();
+    ) -> Option<Vec<Arc<List>>> {
+        let mut lists: Vec<Arc<List>> = Vec::new();
         let faults = self.faults.len();
         for path in paths {
             let Some(found) = self.lists_in(path) else {
@@ -515,13 +515,14 @@ impl Reading {
                     );
                     continue;
                 };
-                let signers = self.look_at_list(path, ca, anchors, &head);
-                lists.push(List {
+                let (signers, is_known) = self.look_at_list(path, ca, anchors, &head);
+                lists.push(Arc::new(List {
                     issuer: head.issuer.as_raw().to_vec(),
                     issued: head.this_update,
                     signers,
-                    der: Arc::new(der.clone()),
-                });
+                    is_known,
+                    der: der.clone(),
+                }));
             }
         }
         if self.faults.len() > faults {
@@ -565,14 +566,15 @@ impl Reading {
         None
     }
 
-    /// Warns of what will have people refused, and gives the places of the anchors that have signed the list.
+    /// Warns of what will have people refused. Gives the places of the anchors that have signed the list, and whether the
+    /// way in which it is signed is known.
     fn look_at_list(
         &mut self,
         path: &Path,
         ca: &Path,
         anchors: &[X509Certificate<'_>],
         head: &CrlHead<'_>,
-    ) -> Vec<usize> {
+    ) -> (Vec<usize>, bool) {
         let name = distinguished_name(&head.issuer);
         // The places of the anchors of its name, and whether the key of each has signed it.
         let checked: Vec<_> = anchors
@@ -657,7 +659,7 @@ impl Reading {
             Some((_, end)) => *end = next.min(*end),
             None => self.ends.push((TlsExpiry::Crl, next)),
         }
-        signers
+        (signers, is_known)
     }
 
     /// What signatures are checked by, here and at the door.
@@ -700,7 +702,9 @@ struct List {
     issued: ASN1Time,
     /// The places of the anchors whose keys have signed it.
     signers: Vec<usize>,
-    der: Arc<CertificateRevocationListDer<'static>>,
+    /// Its signature can be checked, by whoever has the key.
+    is_known: bool,
+    der: CertificateRevocationListDer<'static>,
 }
 
 impl List {
@@ -709,7 +713,12 @@ impl List {
     }
 
     /// Whether it counts where the anchors at `places` are trusted. What another key of the same CA has signed does not.
-    fn counts_for(&self, places: &[usize], anchors: &[X509Certificate<'_>], all: &[Self]) -> bool {
+    fn counts_for(
+        &self,
+        places: &[usize],
+        anchors: &[X509Certificate<'_>],
+        all: &[Arc<Self>],
+    ) -> bool {
         let is_ours = |list: &Self| list.signers.iter().any(|signer| places.contains(signer));
         let mut of_set = places.iter().map(|&place| &anchors[place]);
         // A key without a list of its own keeps those of the others: as they fit nothing that it has signed, all of that
@@ -751,7 +760,8 @@ struct Trust {
 /// Anchors that are trusted together, and the lists that count with them.
 struct TrustSet {
     roots: Arc<RootCertStore>,
-    lists: Vec<Arc<CertificateRevocationListDer<'static>>>,
+    /// The newest first.
+    lists: Vec<Arc<List>>,
 }
 
 impl Trust {
@@ -782,10 +792,16 @@ impl TrustSet {
         door: Option<ClientCert>,
         hints: impl IntoIterator<Item = DistinguishedName>,
     ) -> Result<Arc<dyn ClientCertVerifier>, Vec<BuildError>> {
+        // At the door one that can't be checked keeps out whom it may be about. Nobody is thrown out for it; but neither
+        // does it hide what an older one says of those inside.
+        let lists = self
+            .lists
+            .iter()
+            .filter(|list| list.is_known || door.is_some());
         let roots = Arc::clone(&self.roots);
         let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
             .add_root_hint_subjects(hints)
-            .with_crls(self.lists.iter().map(|der| der.as_ref().clone()));
+            .with_crls(lists.map(|list| list.der.clone()));
         builder = if door.is_some() {
             builder.enforce_revocation_expiration()
         } else {

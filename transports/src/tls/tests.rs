@@ -1896,6 +1896,35 @@ async fn those_inside_are_judged_by_the_list_of_the_key_that_has_signed_theirs()
     assert_eq!(heard(), [vec![None, Some(TlsFailure::BadSignature)]]);
 }
 
+#[tokio::test]
+async fn those_inside_are_judged_by_the_newest_list_that_can_be_checked() {
+    let world = World::with_ca(Authority::root("others"));
+    let between = world.ca.under("clients");
+    let good = |revoked: &[u64]| {
+        let below = between.crl(-1300, revoked);
+        format!("{}{below}", world.ca.crl(-1, &[]))
+    };
+    world.folder.put("crl.pem", good(&[]));
+    let tls = world.load(STRICT).await;
+    let member = numbered(&between, 1).followed_by(&between);
+    let (_, newer) = by_sha1();
+    let inside = read(&member.chain).unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ears = Arc::clone(&heard);
+    tls.on_reload(move |judge| ears.lock().push(judge.check(&inside).err()));
+    let heard = || std::mem::take(&mut *heard.lock());
+    for (lists, verdict) in [
+        (format!("{newer}{}", good(&[])), None),
+        (format!("{newer}{}", good(&[1])), Some(TlsFailure::Revoked)),
+    ] {
+        world.folder.put("crl.pem", lists);
+        tls.reload().await.unwrap();
+        assert_eq!(heard(), [verdict]);
+        let newcomer = judge(&world, &tls, &TLS13, Some(&member)).await;
+        assert_eq!(newcomer.err(), Some(TlsFailure::UnknownRevocation));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_came_before_a_revocation_is_found_out_at_the_log_in() {
     let world = World::new();
