@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::callout::{
     self, Doubt, Secrets,
-    contract::{self, Headers},
+    contract::{self, Applicant, Headers},
     programs::{self, Keys, Programs, Question},
 };
 
@@ -128,8 +128,8 @@ impl Authenticator for ExecAuthenticator {
             secrets: Secrets::of(&request.credentials),
         };
         let doubt = Doubt::default();
-        let request = request.clone();
-        let read = move |answer: &[u8]| contract::read(answer, &request);
+        let applicant = Applicant::of(request);
+        let read = move |answer: &[u8]| contract::read(answer, &applicant);
         let answer = self.programs.ask(question, read, &doubt);
         answer.await.unwrap_or_else(Verdict::from)
     }

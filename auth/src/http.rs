@@ -19,7 +19,7 @@ use crate::callout::{
     self, Doubt,
     client::{self, Client, Keys, Question},
     connect::Reach,
-    contract::{self, Headers},
+    contract::{self, Applicant, Headers},
 };
 
 /// The table of an authenticator that asks HTTP endpoints.
@@ -129,7 +129,8 @@ impl Authenticator for HttpAuthenticator {
             body: body.into(),
         };
         let doubt = Doubt::default();
-        let read = |answer: &[u8]| contract::read(answer, request);
+        let applicant = Applicant::of(request);
+        let read = |answer: &[u8]| contract::read(answer, &applicant);
         let answer = self.client.ask(&question, read, &doubt);
         answer.await.unwrap_or_else(Verdict::from)
     }

@@ -169,7 +169,7 @@ pub trait Authenticator: Send + Sync + 'static {
 ///
 /// Whether its user has a session already is not in it: whose log-in it is, is what the authenticator is asked. Session
 /// managers are told, by [`AuthFacts::existing`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct AuthRequest {
     /// What the peer presents.

@@ -210,12 +210,31 @@ enum Word {
     Unavailable,
 }
 
-/// The verdict in `answer` to `request`.
+/// What is to be known of whoever asks to be let in when the answer comes.
+pub(crate) struct Applicant {
+    user: Option<String>,
+    secrets: Secrets,
+    /// When the certificate ends, where it came with nothing else.
+    expires_at: Option<u64>,
+}
+
+impl Applicant {
+    pub(crate) fn of(request: &AuthRequest) -> Self {
+        let presented = certificate(request).filter(|_| !has_secret(request));
+        Self {
+            user: request.credentials.user.clone(),
+            secrets: Secrets::of(&request.credentials),
+            expires_at: presented.map(|it| it.expires_at),
+        }
+    }
+}
+
+/// The verdict in `answer` about `applicant`.
 ///
 /// # Errors
 /// What is wrong with it, for the log: nothing that the peer presents is in there.
-pub(crate) fn read(answer: &[u8], request: &AuthRequest) -> Result<Verdict, String> {
-    let secrets = Secrets::of(&request.credentials);
+pub(crate) fn read(answer: &[u8], applicant: &Applicant) -> Result<Verdict, String> {
+    let secrets = &applicant.secrets;
     let answer: Answer = serde_json::from_slice(answer).map_err(|error| {
         format!(
             "it is none of the contract: {}",
@@ -224,7 +243,7 @@ pub(crate) fn read(answer: &[u8], request: &AuthRequest) -> Result<Verdict, Stri
     })?;
     answer.check()?;
     Ok(match answer.verdict {
-        Word::Allow => Verdict::Allow(answer.principal(request)?),
+        Word::Allow => Verdict::Allow(answer.principal(applicant)?),
         Word::Deny => {
             let reason = match &answer.reason {
                 None => "whoever was asked says no".into(),
@@ -295,10 +314,10 @@ impl Answer {
         Ok(())
     }
 
-    fn principal(self, request: &AuthRequest) -> Result<Principal, String> {
+    fn principal(self, applicant: &Applicant) -> Result<Principal, String> {
         let user = self
             .user
-            .or_else(|| request.credentials.user.clone())
+            .or_else(|| applicant.user.clone())
             .ok_or("it has no `user`, and the client gave none")?;
         if !is_name(&user) {
             return Err("its `user` is not 1 to 128 characters without space or control".into());
@@ -319,8 +338,7 @@ impl Answer {
             );
         }
         // Who came in by a certificate alone has no more than that.
-        let presented = certificate(request).filter(|_| !has_secret(request));
-        let ends = [self.expires_at, presented.map(|it| it.expires_at)];
+        let ends = [self.expires_at, applicant.expires_at];
         principal.expires_at = ends.into_iter().flatten().min();
         principal.limits = self.limits.unwrap_or_default();
         Ok(principal)
@@ -447,7 +465,8 @@ mod tests {
         ];
         for (answers, is_good) in [(&good[..], true), (&bad[..], false)] {
             for answer in answers {
-                let read = read(answer.to_string().as_bytes(), &alice());
+                let alice = Applicant::of(&alice());
+                let read = read(answer.to_string().as_bytes(), &alice);
                 assert_eq!(read.is_ok(), is_good, "{answer}: {read:?}");
                 assert_eq!(schema.is_valid(answer), is_good, "{answer}");
             }
@@ -473,7 +492,7 @@ mod tests {
                 } else if kind == "answer" {
                     seen.1 += 1;
                     assert!(answers.is_valid(&json), "{line}");
-                    read(line.as_bytes(), &alice()).expect(line);
+                    read(line.as_bytes(), &Applicant::of(&alice())).expect(line);
                 }
             }
         }
@@ -505,7 +524,8 @@ mod tests {
             answer["verdict"] = json!("allow");
             answer["user"] = json!("alice");
             let request = certified(credentials);
-            let verdict = read(answer.to_string().as_bytes(), &request).unwrap();
+            let applicant = Applicant::of(&request);
+            let verdict = read(answer.to_string().as_bytes(), &applicant).unwrap();
             let Verdict::Allow(principal) = &verdict else {
                 panic!("{verdict:?}")
             };

@@ -18,6 +18,7 @@ use std::{
     ffi::OsString,
     fmt, fs, io,
     os::unix::fs::PermissionsExt,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     pin::pin,
     process::Stdio,
@@ -292,7 +293,12 @@ where
             return;
         }
         let read = self.read;
-        let answer = answer.and_then(|answer| read(answer).map_err(Lost::Senseless));
+        let answer = answer.and_then(|answer| {
+            // Whoever asked would not outlive it; the others who ask this program do.
+            let read = catch_unwind(AssertUnwindSafe(|| read(answer)));
+            let read = read.unwrap_or_else(|_| Err("reading it panicked".into()));
+            read.map_err(Lost::Senseless)
+        });
         // Whoever gives up in this moment does not want to know.
         let _gave_up = self.waiting.send(answer);
     }
@@ -711,7 +717,7 @@ impl Program {
                     },
                 );
             }
-            if stopping && asked.is_empty() {
+            if stopping && asked.values().all(|it| it.reply.is_none()) {
                 next = shared.pop();
                 if next.is_some() {
                     continue;
@@ -737,7 +743,8 @@ impl Program {
                     let head = serde_json::from_slice::<Head>(&line);
                     let Some(id) = head.map_err(|_| Failure::NoAnswer)?.id else {
                         let take = shared.unasked.as_ref().ok_or(Failure::NoAnswer)?;
-                        let taken = take(&line).ok_or(Failure::NoAnswer)?;
+                        let taken = catch_unwind(AssertUnwindSafe(|| take(&line)));
+                        let taken = taken.ok().flatten().ok_or(Failure::NoAnswer)?;
                         if let Some(code) = taken.mistake
                             && self.may_log(&settings.table)
                         {

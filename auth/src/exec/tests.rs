@@ -8,7 +8,9 @@ use tokio::{
 };
 
 use super::*;
-use crate::callout::testing::{Ears, PATIENCE, is_unavailable, judge, judge_from, let_in, log_in};
+use crate::callout::testing::{
+    Ears, PATIENCE, is_unavailable, judge, judge_from, let_in, log_in, request,
+};
 
 /// What every script begins with: `answer ID REST` writes an answer, and `ask` reads a question into
 /// `line`, `id` and `user`.
@@ -215,6 +217,27 @@ async fn what_a_program_does_wrong_starts_it_anew_and_is_told_as_unavailable() {
         assert_ne!(first, second, "{wrong}");
         until(|| !is_running(&first)).await;
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_can_not_be_read_is_lost_to_its_asker_alone() {
+    let script = Script::new(ALLOW);
+    let authenticator = script.start_one();
+    let program = let_in(log_in(&authenticator, user("alice")).await.0);
+    let request = request(user("eve"));
+    let id = authenticator.programs.id();
+    let question = Question {
+        id,
+        party: request.address.into(),
+        line: contract::ask(&request, &authenticator.headers, Some(id)).unwrap(),
+        secrets: Secrets::of(&request.credentials),
+    };
+    let read = |_: &[u8]| -> Result<(), String> { panic!("a mistake of ours") };
+    let doubt = Doubt::default();
+    let answer = authenticator.programs.ask(question, read, &doubt);
+    assert!(timeout(PATIENCE, answer).await.unwrap().is_err());
+    let again = judge(&authenticator, user("alice")).await;
+    assert_eq!(let_in(again), program);
 }
 
 #[tokio::test]
