@@ -40,6 +40,18 @@ fn guests(pki: &Pki) -> Setup {
         .on_all("tls = \"door\"")
 }
 
+/// The program, its metrics behind TLS as well, and the folder of its file.
+async fn with_metrics_over_tls(setup: &Setup) -> (TempDir, Program) {
+    let document = setup
+        .document()
+        .replace("[metrics]\n", "[metrics]\ntls = \"door\"\n");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chinwag.toml");
+    std::fs::write(&file, document).unwrap();
+    let server = Program::start_file(&file).await;
+    (folder, server)
+}
+
 /// A guest on each transport, in the room `lobby`.
 async fn crowd(server: &impl Addresses, client: &Secure) -> Vec<Client> {
     let mut crowd = Vec::new();
@@ -156,13 +168,7 @@ async fn a_handshake_that_is_not_finished_in_time_is_cut_off() {
 async fn metrics_are_told_over_tls_and_to_whom_the_table_says() {
     let pki = Pki::new();
     let setup = pki.by_certificate();
-    let document = setup
-        .document()
-        .replace("[metrics]\n", "[metrics]\ntls = \"door\"\n");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("chinwag.toml");
-    std::fs::write(&file, document).unwrap();
-    let server = Program::start_file(&file).await;
+    let (_folder, server) = with_metrics_over_tls(&setup).await;
     let get = Request::new("GET", "/metrics");
     for version in VERSIONS {
         let scraper = pki.clients.client("prometheus", |_| ());
@@ -197,13 +203,7 @@ async fn whoever_rests_when_the_server_stops_is_told_that_this_is_the_end() {
         .and("[control]\nbind = \"127.0.0.1:0\"\ntls = \"door\"\n")
         .and("[web]\nbind = \"127.0.0.1:0\"\n")
         .on_all("tls = \"door\"");
-    let document = setup
-        .document()
-        .replace("[metrics]\n", "[metrics]\ntls = \"door\"\n");
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("chinwag.toml");
-    std::fs::write(&file, document).unwrap();
-    let server = Program::start_file(&file).await;
+    let (_folder, server) = with_metrics_over_tls(&setup).await;
     let control = server.table("control");
     let http = [
         (server.of(Over::Polling), "/v1/session"),
