@@ -424,15 +424,21 @@ mod over_http {
         }
     }
 
+    /// A back end that takes a second for each answer once the session `k1` is there.
+    async fn start_slow(table: &str) -> (Arc<Backend>, Started, Context) {
+        let backend = Backend::new(Answer::By(willing));
+        let started = start(table, pipes([("a", &backend)])).await;
+        let context = create(&started.manager, "k1").await.unwrap();
+        let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
+        backend.set(slow);
+        (backend, started, context)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn that_too_many_others_are_told_is_no_try_and_does_not_make_it_out_of_reach() {
         let table = format!("{ONE}calls = 1\nqueue = 0\nnotices = {{ tries = 1 }}\n");
-        let backend = Backend::new(Answer::By(willing));
-        let started = start(&table, pipes([("a", &backend)])).await;
+        let (backend, started, context) = start_slow(&table).await;
         let manager = &started.manager;
-        let context = create(manager, "k1").await.unwrap();
-        let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
-        backend.set(slow);
         let end = async {
             let mut hellos: Vec<_> = (0..OWN).map(|_| manager.reach()).collect();
             for hello in &mut hellos {
@@ -451,12 +457,8 @@ mod over_http {
     #[tokio::test(start_paused = true)]
     async fn an_end_is_told_while_more_networks_than_may_wait_log_in() {
         let table = format!("{ONE}calls = 1\nqueue = 8\n");
-        let backend = Backend::new(Answer::By(willing));
-        let started = start(&table, pipes([("a", &backend)])).await;
+        let (backend, started, context) = start_slow(&table).await;
         let manager = &started.manager;
-        let context = create(manager, "k1").await.unwrap();
-        let slow = Answer::After(Duration::from_secs(1), Box::new(Answer::By(willing)));
-        backend.set(slow);
         let flood = (0..64).map(|n: u16| async move {
             let mut facts = facts(&format!("flood-{n}"));
             facts.address = std::net::Ipv6Addr::from([0x2001, 0xdb8, 0, n, 0, 0, 0, 1]).into();
